@@ -1,0 +1,52 @@
+"""Share an object between threads and processes: one caller at a time, and nobody hangs when a holder is killed.
+
+    errors.py      every exception
+    owner.py       who: process and thread; are they still alive
+    _lock.h        the robust mutex, in plain C, with its states
+    _native.c      the Python types over it, and the fast path of a locked call
+    backends/      where locks live: a URL names one; files.py the directory, shm.py shared memory
+    mutex.py       the handle of a lock: what is said and done off the fast path
+    lockable.py    Lockable and @Lockable.locked
+    inspecting.py  holder and statistics
+    cli/           the command: run, rm, demo
+
+Each imports only what stands above it.
+"""
+
+from ._version import __version__
+from .errors import (
+    BackendError,
+    CoheldError,
+    IncompatibleError,
+    InsecureError,
+    LockTimeout,
+    NotInitializedError,
+    NotOwnerError,
+    TooManyLocksError,
+)
+from .inspecting import Statistics, holder, statistics
+from .lockable import Lockable
+from .owner import Owner
+
+__all__ = [
+    "BackendError",
+    "CoheldError",
+    "IncompatibleError",
+    "InsecureError",
+    "LockTimeout",
+    "Lockable",
+    "NotInitializedError",
+    "NotOwnerError",
+    "Owner",
+    "Statistics",
+    "TooManyLocksError",
+    "__version__",
+    "holder",
+    "statistics",
+]
+
+for _name in __all__:
+    _public = globals()[_name]
+    if isinstance(_public, type) or callable(_public):
+        _public.__module__ = __name__  # so that tracebacks and pickles show the public name
+del _name, _public

@@ -1,0 +1,410 @@
+/* The robust mutex: a plain C lock that knows no Python, so that a small C program can drive it.
+ *
+ * pthread owns, we wait: ownership, recursion and the kernel's clean-up belong to one pthread_mutex_t
+ * (process-shared, robust, recursive); blocking is ours, by futex on its lock word.
+ *
+ * The words of a cell, what they mean, and who may change them:
+ *
+ *   mutex word      0                    free
+ *                   TID                  held by that thread
+ *                   TID | WAITERS        held; the unlocker must wake one sleeper
+ *                   OWNER_DIED [| W]     the owner is gone; the next trylock gets EOWNERDEAD and the lock
+ *                   glibc and the kernel write it.  Ours are three changes: a waiter or the owner ORs WAITERS in,
+ *                   and whoever finds the owner gone swaps TID for OWNER_DIED (cell_bury).
+ *   waiters         epoch << 32 | count of enrolled waiters of that epoch; waiters add and take off themselves;
+ *                   a newcomer that found nobody alive behind the count starts a new epoch with count 0.
+ *   waiting_since   when the oldest wait that we know of began, ns; 0: none.  A hint: it only times the hand-off.
+ *   handoff         1: somebody has waited long, newcomers let them pass.  Set by an unlocking owner, cleared by
+ *                   every acquirer and by a newcomer that slept in vain.
+ *   flags           RECOVERING: an owner died, __recover__ has not returned since.  REMOVED: this cell is no longer
+ *                   what its name means, attach anew.  CREATED: __create__ has returned.  Written by the owner only.
+ *   owner record    nonce, pid, tid, start, since, method, depth: written by the owner only.  Truth to the owner
+ *                   itself (the nonce is unlike any other thread's, ever), hints to everyone else.  depth is the
+ *                   last written at entry and the first cleared at exit: where it is 0 no body is running.
+ *   counters        written by the owner only.
+ *
+ * Why no sleeper is lost.  A waiter sleeps only on a word that it has seen with WAITERS set, and the kernel compares
+ * again.  An unlock swaps in 0 and wakes one if the bit was set.  The bit is then gone though more may sleep: so
+ * every acquirer that sees enrolled waiters ORs it back, and the next unlock wakes the next one.  Enrolment comes
+ * before the bit, and the acquirer read the word after the unlocker that consumed the bit, so it sees them.  What
+ * remains is death: an unlocker killed between its store and its wake, or a woken waiter killed before its trylock.
+ * There the next acquirer's OR, or the end of a bounded sleep, is what wakes.
+ */
+
+#ifndef COHELD_LOCK_H
+#define COHELD_LOCK_H
+
+/* ==== 1. Includes ==== */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#if !defined(__linux__) || !defined(__GLIBC__)
+#error "the native mutex needs Linux and glibc"
+#endif
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define LOAD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+
+/* ==== 2. Words and cells ==== */
+
+enum {
+    LAYOUT_VERSION = 1,
+    CELL_SIZE = 256,
+    CELL_MAGIC = 0x6c6c6543, /* "Cell" */
+    LABEL_SIZE = 32,
+    HELD_LIMIT = 2000, /* the kernel walks 2,048 robust locks of a dead thread, and forgets the others */
+};
+
+#define MS UINT64_C(1000000)
+#define FOREVER UINT64_MAX
+static const uint64_t HANDOFF_AGE = MS / 2;   /* a wait older than this is handed the lock */
+static const uint64_t HANDOFF_SLEEP = 5 * MS; /* how long a newcomer lets others pass */
+static const uint64_t EXAMINE_AFTER = 200 * MS; /* the same owner for so long: is it alive? */
+static const uint64_t SLICE = 1000 * MS;      /* no sleep is longer */
+
+enum { RECOVERING = 1, REMOVED = 2, CREATED = 4 };
+
+typedef struct {
+    char text[LABEL_SIZE]; /* the method's name, cut and padded with zeros */
+} Label;
+
+typedef struct {
+    uint64_t start; /* of the process, clock ticks since boot */
+    uint32_t pid;
+    uint32_t tid;
+    Label method;
+} Record;
+
+typedef struct {
+    pthread_mutex_t mutex; /* the lock word is its first int: checked by lock_check */
+    uint32_t handoff;
+    uint32_t flags;
+    uint64_t waiters;
+    uint64_t waiting_since;
+    uint64_t nonce; /* of the owning thread */
+    uint64_t since; /* CLOCK_MONOTONIC_COARSE, ns */
+    uint32_t depth;
+    uint32_t reserved;
+    Record owner;
+    uint64_t acquisitions;
+    uint64_t contended;
+    uint64_t recoveries;
+    uint64_t task_start; /* an owner that is a task and not a thread: laid out, not in use yet */
+    uint64_t task_id;
+    uint64_t task_nonce;
+    uint32_t task_pid;
+    uint32_t task_futex;
+    Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
+    uint64_t context; /* of the owning task: laid out, not in use yet */
+    uint32_t magic;
+    uint32_t kind; /* pthread's word for robust, shared, recursive, as lock_check read it */
+} Cell;
+
+_Static_assert(sizeof(pthread_mutex_t) == 40 && sizeof(Cell) == CELL_SIZE, "the layout of a cell is a file format");
+
+/* Who I am.  Initial-exec TLS: one load.  A forked child's only thread gets a new identity (forget_parent). */
+static __thread struct {
+    uint64_t nonce;
+    uint32_t tid;  /* 0: not asked for yet */
+    uint32_t held; /* robust locks that this thread holds here */
+} me __attribute__((tls_model("initial-exec")));
+
+/* The process: written by the first thread that asks, with the same values by any other; anew after a fork. */
+static struct {
+    uint64_t start;
+    uint32_t pid;
+    uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out */
+} process;
+
+static int expected_kind; /* set by lock_check, once, before any other use */
+
+static uint64_t clock_ns(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Start of a process or thread in clock ticks since boot (field 22 of its stat file); 0: cannot be read. */
+static uint64_t start_of(uint32_t id) {
+    char path[40], text[512];
+    snprintf(path, sizeof path, "/proc/%u/stat", id);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0) return 0;
+    text[n] = 0;
+    char *p = strrchr(text, ')'); /* the name before it may contain anything */
+    for (int field = 2; p && field < 22; field++) p = strchr(p + 1, ' ');
+    return p ? strtoull(p + 1, NULL, 10) : 0;
+}
+
+static void forget_parent(void) {
+    memset(&me, 0, sizeof me);
+    process.start = 0;
+    process.pid = 0;
+    process.generation++;
+}
+
+static void __attribute__((noinline)) find_myself(void) {
+    if (!process.pid) {
+        process.start = start_of((uint32_t)getpid());
+        process.pid = (uint32_t)getpid();
+    }
+    if (getrandom(&me.nonce, sizeof me.nonce, GRND_NONBLOCK) != sizeof me.nonce)
+        me.nonce = clock_ns(CLOCK_BOOTTIME) * 0x9E3779B97F4A7C15u ^ (uint64_t)(uintptr_t)&me;
+    me.nonce |= 1; /* never the 0 of a fresh cell */
+    me.tid = (uint32_t)syscall(SYS_gettid);
+}
+
+static inline int *word_of(Cell *c) { return &c->mutex.__data.__lock; }
+
+static inline uint32_t word_load(Cell *c) { return (uint32_t)__atomic_load_n(word_of(c), __ATOMIC_ACQUIRE); }
+
+static int word_swap(Cell *c, uint32_t old, uint32_t new) {
+    int expected = (int)old;
+    return __atomic_compare_exchange_n(word_of(c), &expected, (int)new, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+/* Sleep while *word is value, until the CLOCK_MONOTONIC time, at most.  0, ETIMEDOUT, EINTR or EAGAIN. */
+static int futex_sleep(void *word, uint32_t value, uint64_t until) {
+    struct timespec t = {(time_t)(until / 1000000000u), (long)(until % 1000000000u)};
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, value, &t, NULL, FUTEX_BITSET_MATCH_ANY);
+    return rc ? errno : 0;
+}
+
+static void futex_wake(void *word, int count) { syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0); }
+
+/* Make the mutex of a cell that nobody else can see yet (zeroed memory). */
+static int cell_init(Cell *c) {
+    pthread_mutexattr_t a;
+    int rc = pthread_mutexattr_init(&a);
+    if (!rc) rc = pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
+    if (!rc) rc = pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
+    if (!rc) rc = pthread_mutexattr_settype(&a, PTHREAD_MUTEX_RECURSIVE);
+    if (!rc) rc = pthread_mutex_init(&c->mutex, &a);
+    c->kind = (uint32_t)c->mutex.__data.__kind;
+    c->magic = CELL_MAGIC;
+    return rc;
+}
+
+/* Is this what cell_init made?  Memory from a file that somebody else wrote must not reach pthread unchecked. */
+static int cell_sane(Cell *c) {
+    return c->magic == CELL_MAGIC && c->kind == (uint32_t)expected_kind && c->mutex.__data.__kind == expected_kind;
+}
+
+/* Does this libc's mutex work as section 2 assumes?  Once, at import, on a scratch mutex. */
+static int lock_check(void) {
+    Cell c = {0};
+    if (cell_init(&c)) return 0;
+    expected_kind = c.mutex.__data.__kind;
+    uint32_t tid = (uint32_t)syscall(SYS_gettid);
+    int ok = !pthread_mutex_trylock(&c.mutex) && word_load(&c) == tid;
+    ok = ok && !pthread_mutex_trylock(&c.mutex) && !pthread_mutex_unlock(&c.mutex) && word_load(&c) == tid;
+    __atomic_fetch_or(word_of(&c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
+    ok = ok && !pthread_mutex_unlock(&c.mutex) && word_load(&c) == 0;
+    __atomic_store_n(word_of(&c), FUTEX_OWNER_DIED, __ATOMIC_SEQ_CST);
+    ok = ok && pthread_mutex_trylock(&c.mutex) == EOWNERDEAD && !pthread_mutex_consistent(&c.mutex);
+    return ok && word_load(&c) == tid && !pthread_mutex_unlock(&c.mutex) && word_load(&c) == 0;
+}
+
+/* Put OWNER_DIED where a dead owner's TID stands that the kernel did not mark.  Fails, harmlessly, if the word
+ * has changed; between the finding and the swap the same TID could only come back by a whole round of the
+ * system's thread numbers. */
+static void cell_bury(Cell *c, uint32_t word) {
+    if (word_swap(c, word, (word & FUTEX_WAITERS) | FUTEX_OWNER_DIED)) futex_wake(word_of(c), 1);
+}
+
+/* Do I hold it?  My TID alone is no proof: numbers are reused, and some deaths leave the word as it was. */
+static inline int cell_mine(Cell *c) {
+    uint32_t word = word_load(c);
+    if (LIKELY((word & FUTEX_TID_MASK) != me.tid)) return 0;
+    if (LIKELY(LOAD(&c->nonce) == me.nonce)) return 1;
+    cell_bury(c, word); /* an earlier thread of my number: nobody but me can have it, and I do not hold it */
+    return 0;
+}
+
+static inline uint32_t cell_waiting(Cell *c) { return (uint32_t)__atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST); }
+
+/* What a dead owner left.  The marks come in this order so that a death at any point of it is found again: the
+ * word says OWNER_DIED until pthread knows, then says my TID, and my death marks it once more; the record of the
+ * dead is copied before mine overwrites it, and only if no earlier death is still to be recovered: it is that one's
+ * work that is half done. */
+static void cell_inherit(Cell *c, Record *dead) {
+    pthread_mutex_consistent(&c->mutex);
+    STORE(&c->depth, 0);
+    *dead = c->owner;
+    if (!(LOAD(&c->flags) & RECOVERING)) c->dead = c->owner;
+    STORE(&c->flags, LOAD(&c->flags) | RECOVERING);
+    STORE(&c->recoveries, LOAD(&c->recoveries) + 1);
+}
+
+static void __attribute__((noinline)) cell_end_handoff(Cell *c) {
+    __atomic_store_n(&c->handoff, 0, __ATOMIC_SEQ_CST);
+    futex_wake(&c->handoff, INT_MAX);
+}
+
+/* One try; never blocks.  myself: how many of the enrolled waiters are me.  0: held now; EOWNERDEAD: held now, and
+ * dead is who had it; EBUSY; else the mutex is broken. */
+static inline int cell_try(Cell *c, uint32_t myself, Record *dead) {
+    int rc = pthread_mutex_trylock(&c->mutex);
+    if (UNLIKELY(rc)) {
+        if (rc != EOWNERDEAD) return rc;
+        cell_inherit(c, dead);
+    }
+    /* Others may sleep behind the bit that the last unlock consumed. */
+    if (UNLIKELY(cell_waiting(c) > myself)) __atomic_fetch_or(word_of(c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
+    if (UNLIKELY(__atomic_load_n(&c->handoff, __ATOMIC_RELAXED))) cell_end_handoff(c);
+    return rc;
+}
+
+/* Write the owner record; depth last. */
+static inline void cell_begin(Cell *c, const Label *method) {
+    STORE(&c->nonce, me.nonce);
+    STORE(&c->owner.pid, process.pid);
+    STORE(&c->owner.tid, me.tid);
+    STORE(&c->owner.start, process.start);
+    STORE(&c->since, clock_ns(CLOCK_MONOTONIC_COARSE));
+    c->owner.method = *method;
+    STORE(&c->acquisitions, LOAD(&c->acquisitions) + 1);
+    __atomic_store_n(&c->depth, 1, __ATOMIC_RELEASE);
+    me.held++;
+}
+
+static void __attribute__((noinline)) cell_offer(Cell *c) {
+    uint64_t since = LOAD(&c->waiting_since);
+    if (since && clock_ns(CLOCK_MONOTONIC) - since > HANDOFF_AGE) __atomic_store_n(&c->handoff, 1, __ATOMIC_SEQ_CST);
+}
+
+/* One level more, and one less, of a lock that is mine. */
+static inline int cell_again(Cell *c) {
+    int rc = pthread_mutex_trylock(&c->mutex);
+    if (!rc) STORE(&c->depth, LOAD(&c->depth) + 1);
+    return rc;
+}
+
+static inline void cell_back(Cell *c) {
+    STORE(&c->depth, LOAD(&c->depth) - 1);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+/* Give the outermost level back. */
+static inline void cell_end(Cell *c) {
+    if (UNLIKELY(cell_waiting(c))) cell_offer(c);
+    __atomic_store_n(&c->depth, 0, __ATOMIC_RELEASE);
+    me.held--;
+    pthread_mutex_unlock(&c->mutex);
+}
+
+/* One wait, from the first failed try to the lock or to giving up. */
+typedef struct {
+    uint64_t epoch;
+    uint64_t seen_at;    /* since when the owner was the one of seen_word and seen_nonce */
+    uint64_t seen_nonce;
+    uint64_t boot_ticks; /* seen_at on the clock of start_of */
+    uint32_t seen_tid;
+    int enrolled;
+    int examined;
+} Waiter;
+
+/* Count me among the waiters of this epoch, if I am not: a new epoch has forgotten everyone. */
+static void waiter_enrol(Cell *c, Waiter *w, uint64_t now) {
+    uint64_t old = __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST);
+    do {
+        if (w->enrolled && old >> 32 == w->epoch) return;
+        w->epoch = old >> 32;
+    } while (!__atomic_compare_exchange_n(&c->waiters, &old, old + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    w->enrolled = 1;
+    if ((uint32_t)old == 0) STORE(&c->waiting_since, now);
+}
+
+static uint32_t waiter_counted(Cell *c, const Waiter *w) {
+    return w->enrolled && __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST) >> 32 == w->epoch;
+}
+
+/* Leave, with the lock (owns) or without it. The others' wait is young again where I got it: without that, calls
+ * that overlap without a gap would keep the first wait's age for ever, and hand every call over in turn. */
+static void waiter_leave(Cell *c, Waiter *w, int owns) {
+    if (!w->enrolled) return;
+    w->enrolled = 0;
+    uint64_t old = __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST);
+    do {
+        if (old >> 32 != w->epoch || !(uint32_t)old) return;
+    } while (!__atomic_compare_exchange_n(&c->waiters, &old, old - 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    if (owns) STORE(&c->waiting_since, (uint32_t)old == 1 ? 0 : clock_ns(CLOCK_MONOTONIC));
+}
+
+/* The thread that the word names: is it gone, or younger than my sight of it?  (start_of counts in ticks of the
+ * boot clock; one tick of doubt counts as alive.) */
+static int owner_gone(const Waiter *w) {
+    if (syscall(SYS_tkill, w->seen_tid, 0) && errno == ESRCH) return 1;
+    uint64_t start = start_of(w->seen_tid);
+    return start > w->boot_ticks + 1;
+}
+
+static void waiter_look(Cell *c, Waiter *w, uint32_t word, uint64_t now) {
+    uint32_t tid = word & FUTEX_TID_MASK;
+    uint64_t nonce = LOAD(&c->nonce);
+    if (tid != w->seen_tid || nonce != w->seen_nonce) {
+        w->seen_tid = tid;
+        w->seen_nonce = nonce;
+        w->seen_at = now;
+        w->boot_ticks = clock_ns(CLOCK_BOOTTIME) / (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+        w->examined = 0;
+    } else if (now - w->seen_at >= EXAMINE_AFTER) {
+        w->examined = 1;
+        if (owner_gone(w)) cell_bury(c, word);
+    }
+}
+
+/* One bounded sleep of an enrolled waiter, without the GIL; the caller tries again whatever comes back.
+ * 0, or EINTR: a signal is there, run its handlers. */
+static int waiter_sleep(Cell *c, Waiter *w, uint64_t deadline) {
+    uint64_t now = clock_ns(CLOCK_MONOTONIC);
+    waiter_enrol(c, w, now);
+    uint32_t word = word_load(c);
+    if (!(word & FUTEX_TID_MASK)) return 0; /* free, or its owner died: try */
+    waiter_look(c, w, word, now);
+    if (!(word & FUTEX_WAITERS) && !word_swap(c, word, word | FUTEX_WAITERS)) return 0;
+    uint64_t until = now + (w->examined ? SLICE : EXAMINE_AFTER);
+    if (until > deadline) until = deadline;
+    return futex_sleep(word_of(c), word | FUTEX_WAITERS, until) == EINTR ? EINTR : 0;
+}
+
+/* A newcomer lets those pass who have waited long.  If nobody took the lock in that time, whoever was counted is
+ * dead or stopped: forget them (the live ones enrol again when woken, and all are woken now). */
+static int newcomer_stand_back(Cell *c, uint64_t deadline) {
+    uint64_t until = clock_ns(CLOCK_MONOTONIC) + HANDOFF_SLEEP;
+    int capped = until > deadline;
+    int rc = futex_sleep(&c->handoff, 1, capped ? deadline : until);
+    uint32_t one = 1;
+    if (rc != ETIMEDOUT || capped) return rc == EINTR ? EINTR : 0;
+    if (!__atomic_compare_exchange_n(&c->handoff, &one, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return 0;
+    uint64_t old = __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST);
+    uint64_t new = ((old >> 32) + 1) << 32;
+    __atomic_compare_exchange_n(&c->waiters, &old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    futex_wake(word_of(c), INT_MAX);
+    futex_wake(&c->handoff, INT_MAX);
+    return 0;
+}
+#endif

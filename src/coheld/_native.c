@@ -1,0 +1,916 @@
+/* The Python types over the robust mutex of _lock.h, and the fast path of a locked call.
+ *
+ * Everything between the lock taken and the lock given back is C: no bytecode boundary of ours lies there, so an
+ * interrupt cannot leave a lock held.  Without the GIL: ownership is per thread and lives in _lock.h; what one object
+ * has besides is written once (segment, resource), atomic (cell, next_check), or under its own guard (Segment).
+ */
+
+/* ==== 1. Includes ==== */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include "_lock.h"
+
+/* ==== 2. Module state and small helpers ==== */
+
+typedef struct {
+    PyObject *segment_type;
+    PyObject *mutex_base;      /* the C type */
+    PyTypeObject *mutex_type;  /* its subclass in lockable.py, the only one that a locked call accepts */
+    PyObject *not_initialized; /* function(obj): raises */
+    PyObject *reduce_locked;   /* function(locked, protocol): how a locked method pickles */
+    PyObject *name_lock;       /* "__lock__" */
+} State;
+
+static struct PyModuleDef module_def;
+
+static State *state_of(PyObject *self) { /* self: an object of a subclass of one of our types */
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &module_def);
+    return module ? PyModule_GetState(module) : NULL;
+}
+
+/* self.name(arg): -1 where it raises, else the truth of what it returns.  arg may be NULL. */
+static int call_hook(void *self, const char *name, PyObject *arg) {
+    PyObject *result = PyObject_CallMethod(self, name, arg ? "(O)" : NULL, arg);
+    if (!result) return -1;
+    int truth = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    return truth;
+}
+
+/* A time-out in seconds as nanoseconds: None is FOREVER, and whatever is not above zero is 0: try once. */
+static int parse_timeout(PyObject *timeout, uint64_t *ns) {
+    *ns = FOREVER;
+    if (!timeout || timeout == Py_None) return 0;
+    if (!PyFloat_Check(timeout) && !PyIndex_Check(timeout) && !PyType_GetSlot(Py_TYPE(timeout), Py_nb_float)) {
+        PyErr_Format(PyExc_TypeError, "timeout must be a number of seconds or None, not %.100s",
+                     Py_TYPE(timeout)->tp_name);
+        return -1;
+    }
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred()) return -1;
+    if (seconds != seconds) {
+        PyErr_SetString(PyExc_ValueError, "timeout must not be NaN");
+        return -1;
+    }
+    if (seconds < 9e9) *ns = seconds > 0 ? (uint64_t)(seconds * 1e9) : 0; /* 285 years and more: for ever */
+    return 0;
+}
+
+/* ==== 3. Segment: a mapped file of cells ==== */
+
+typedef struct {
+    PyObject_HEAD
+    char *base;
+    size_t length;
+    int fd;
+    dev_t device; /* which file fd is: a daemon that closes all its descriptors may have another behind the number */
+    ino_t inode;
+    uint32_t generation; /* of the process that made it: an arena hands out cells in that process only */
+    pthread_mutex_t guard; /* of the four below; leaf, held for no Python code */
+    size_t used;         /* bytes handed out, the header included */
+    size_t reserved;     /* bytes that the file system has promised */
+    uint32_t *free_cells;
+    size_t free_count, free_room;
+} Segment;
+
+enum { HEADER_SIZE = 4096, FIRST_CHUNK = 64 * 1024, LARGEST_CHUNK = 16 * 1024 * 1024 };
+
+/* Map through an open file of its own: a mapping keeps the flock of the file that it was made from, and a process
+ * that is about to end could not give up its share. */
+static void *map_anew(int fd, size_t *length, size_t least) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    if (file < 0) return MAP_FAILED;
+    void *base;
+    while ((base = mmap(NULL, *length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0)) == MAP_FAILED
+           && *length / 2 >= least)
+        *length /= 2;
+    int error = errno;
+    close(file);
+    errno = error;
+    return base;
+}
+
+/* Segment(fd, length, least): map up to length bytes of the file, at least least where address space is short.
+ * Owns fd from then on, also where it fails. */
+static PyObject *segment_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+    int fd;
+    Py_ssize_t wish, least;
+    if (!PyArg_ParseTuple(args, "inn:Segment", &fd, &wish, &least)) return NULL;
+    struct stat file = {0};
+    fstat(fd, &file);
+    size_t length = (size_t)wish;
+    void *base = map_anew(fd, &length, (size_t)least);
+    if (base == MAP_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        close(fd);
+        return NULL;
+    }
+    Segment *self = (Segment *)type->tp_alloc(type, 0);
+    if (!self) {
+        munmap(base, length);
+        close(fd);
+        return NULL;
+    }
+    self->base = base;
+    self->length = length;
+    self->fd = fd;
+    self->device = file.st_dev;
+    self->inode = file.st_ino;
+    self->generation = process.generation;
+    self->used = self->reserved = HEADER_SIZE;
+    pthread_mutex_init(&self->guard, NULL);
+    return (PyObject *)self;
+}
+
+/* Is the descriptor still that of the file? */
+static int segment_file(Segment *self, struct stat *file) {
+    return self->fd >= 0 && !fstat(self->fd, file) && file->st_ino == self->inode && file->st_dev == self->device;
+}
+
+static void segment_close_file(Segment *self) {
+    struct stat file;
+    if (segment_file(self, &file)) close(self->fd);
+    self->fd = -1;
+}
+
+/* Close the descriptor, and with it this process's share of the flock; the mapping stays. */
+static PyObject *segment_close(Segment *self, PyObject *Py_UNUSED(ignored)) {
+    segment_close_file(self);
+    Py_RETURN_NONE;
+}
+
+/* Unmapping is safe here: no Mutex refers to the segment, and one that was dropped while this process held its
+ * cell has made the segment immortal (mutex_dealloc). */
+static void segment_dealloc(Segment *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->base) munmap(self->base, self->length);
+    segment_close_file(self);
+    free(self->free_cells);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* Promise more pages: twice what is there, within bounds; a full file system gets a smaller wish before it says
+ * no.  An errno. */
+static int segment_grow(Segment *self) {
+    struct stat file;
+    if (!segment_file(self, &file)) return EBADF;
+    size_t chunk = self->reserved < FIRST_CHUNK ? FIRST_CHUNK - self->reserved : self->reserved;
+    if (chunk > LARGEST_CHUNK) chunk = LARGEST_CHUNK;
+    int rc = ENOMEM;
+    for (; chunk >= HEADER_SIZE; chunk /= 2) {
+        if (self->reserved + chunk > self->length) continue;
+        do rc = posix_fallocate(self->fd, (off_t)self->reserved, (off_t)chunk);
+        while (rc == EINTR);
+        if (rc != ENOSPC) break;
+    }
+    if (!rc) self->reserved += chunk & ~(size_t)(CELL_SIZE - 1);
+    return rc;
+}
+
+/* A cell that was used before keeps its mutex; only our own words begin again. */
+static void cell_reset(Cell *c) {
+    memset((char *)c + offsetof(Cell, handoff), 0, offsetof(Cell, magic) - offsetof(Cell, handoff));
+}
+
+static int segment_take_cell(Segment *self, size_t *offset) {
+    if (self->free_count) {
+        *offset = (size_t)self->free_cells[--self->free_count] * CELL_SIZE;
+        cell_reset((Cell *)(self->base + *offset));
+        return 0;
+    }
+    int rc = self->used + CELL_SIZE > self->reserved ? segment_grow(self) : 0;
+    if (!rc) rc = cell_init((Cell *)(self->base + self->used));
+    if (rc) return rc;
+    *offset = self->used;
+    self->used += CELL_SIZE;
+    return 0;
+}
+
+/* take() -> int: the offset of a cell that nobody else has.  OSError (ENOSPC: the file system is full; ENOMEM: the
+ * mapping is) leaves everything as it was. */
+static PyObject *segment_take(Segment *self, PyObject *Py_UNUSED(ignored)) {
+    size_t offset = 0;
+    pthread_mutex_lock(&self->guard);
+    int rc = self->generation == process.generation ? segment_take_cell(self, &offset) : EPERM;
+    pthread_mutex_unlock(&self->guard);
+    if (!rc) return PyLong_FromSize_t(offset);
+    errno = rc;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* The place of a cell, or NULL and an exception. */
+static Cell *segment_place(Segment *self, PyObject *number) {
+    size_t offset = PyLong_AsSize_t(number);
+    if (offset == (size_t)-1 && PyErr_Occurred()) return NULL;
+    if (offset % CELL_SIZE || offset > self->length - CELL_SIZE) {
+        PyErr_Format(PyExc_ValueError, "no cell at offset %zu", offset);
+        return NULL;
+    }
+    return (Cell *)(self->base + offset);
+}
+
+/* holds(offset): does the file reach so far?  Beyond its end there is no memory behind the mapping. */
+static PyObject *segment_holds(Segment *self, PyObject *arg) {
+    struct stat file;
+    size_t offset = PyLong_AsSize_t(arg);
+    if (offset == (size_t)-1 && PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(segment_file(self, &file) && file.st_size > CELL_SIZE
+                           && offset <= (size_t)file.st_size - CELL_SIZE);
+}
+
+/* make(offset): initialise a cell of a file that is not published yet. */
+static PyObject *segment_make(Segment *self, PyObject *arg) {
+    Cell *c = segment_place(self, arg);
+    if (!c) return NULL;
+    cell_init(c);
+    Py_RETURN_NONE;
+}
+
+/* revive(offset): a cell of before the last boot; nobody uses the file meanwhile.  Who held it then is dead. */
+static PyObject *segment_revive(Segment *self, PyObject *arg) {
+    Cell *c = segment_place(self, arg);
+    if (!c) return NULL;
+    if (word_load(c)) __atomic_store_n(word_of(c), FUTEX_OWNER_DIED, __ATOMIC_SEQ_CST);
+    c->waiters = c->waiting_since = 0;
+    c->handoff = 0;
+    Py_RETURN_NONE;
+}
+
+/* Nobody can have this cell: take it back.  Out of memory for the list: the cell is lost until the process ends. */
+static void segment_give_back(Segment *self, size_t offset) {
+    pthread_mutex_lock(&self->guard);
+    if (self->free_count == self->free_room) {
+        size_t room = self->free_room ? 2 * self->free_room : 64;
+        uint32_t *grown = realloc(self->free_cells, room * sizeof *grown);
+        if (grown) {
+            self->free_cells = grown;
+            self->free_room = room;
+        }
+    }
+    if (self->free_count < self->free_room)
+        self->free_cells[self->free_count++] = (uint32_t)(offset / CELL_SIZE);
+    pthread_mutex_unlock(&self->guard);
+}
+
+static PyMemberDef segment_members[] = {
+    {"generation", T_UINT, offsetof(Segment, generation), READONLY, "Forks behind the process that mapped it."},
+    {"length", T_PYSSIZET, offsetof(Segment, length), READONLY, "Bytes mapped."},
+    {NULL},
+};
+
+static PyMethodDef segment_methods[] = {
+    {"take", (PyCFunction)segment_take, METH_NOARGS, "take() -> offset of a cell that nobody else has."},
+    {"holds", (PyCFunction)segment_holds, METH_O, "holds(offset) -> does the file reach so far?"},
+    {"make", (PyCFunction)segment_make, METH_O, "make(offset): initialise a cell of an unpublished file."},
+    {"revive", (PyCFunction)segment_revive, METH_O, "revive(offset): a cell of before the last boot."},
+    {"close", (PyCFunction)segment_close, METH_NOARGS, "close(): close the descriptor; the mapping stays."},
+    {NULL},
+};
+
+static PyType_Slot segment_slots[] = {
+    {Py_tp_doc, "Segment(fd, length, least): a mapped file of cells; owns fd."},
+    {Py_tp_new, segment_new},
+    {Py_tp_dealloc, segment_dealloc},
+    {Py_tp_members, segment_members},
+    {Py_tp_methods, segment_methods},
+    {0},
+};
+
+static PyType_Spec segment_spec = {"coheld._native.Segment", sizeof(Segment), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, segment_slots};
+
+/* ==== 4. Mutex: one handle per resource and process ==== */
+
+typedef struct {
+    PyObject_HEAD
+    Cell *cell;           /* NULL: not attached (yet).  Replaced only by a thread that owned the old cell and marked it
+                             REMOVED: so whoever holds a cell releases the one that it took */
+    Segment *segment;     /* strong; keeps the cell mapped */
+    PyObject *resource;   /* what it is and how to attach, for lockable.py */
+    PyObject *weakrefs;
+    uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none */
+    uint32_t generation;
+    char shared;          /* left this process (pickled): the cell is never reused */
+} Mutex;
+
+static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
+    if (offset % CELL_SIZE || offset > segment->length - CELL_SIZE
+        || !cell_sane((Cell *)(segment->base + offset))) {
+        PyErr_Format(PyExc_ValueError, "no lock at offset %zu", offset);
+        return -1;
+    }
+    /* A segment that is replaced stays mapped for ever: a thread may still be on its way out of the old cell. */
+    self->segment = (Segment *)Py_NewRef(segment);
+    self->generation = process.generation;
+    __atomic_store_n(&self->cell, (Cell *)(segment->base + offset), __ATOMIC_RELEASE);
+    return 0;
+}
+
+/* Mutex(resource, segment=None, offset=0) */
+static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+    PyObject *resource, *segment = Py_None;
+    Py_ssize_t offset = 0;
+    if (!PyArg_ParseTuple(args, "O|On:Mutex", &resource, &segment, &offset)) return NULL;
+    State *state = PyType_GetModuleState(type->tp_base ? type->tp_base : type);
+    Mutex *self = state ? (Mutex *)type->tp_alloc(type, 0) : NULL;
+    if (!self) return NULL;
+    self->resource = Py_NewRef(resource);
+    self->next_check = FOREVER;
+    if (segment == Py_None) return (PyObject *)self;
+    if (!PyObject_TypeCheck(segment, (PyTypeObject *)state->segment_type))
+        PyErr_SetString(PyExc_TypeError, "segment must be a Segment");
+    else if (!mutex_bind_cell(self, (Segment *)segment, (size_t)offset))
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* A cell goes back to its arena only if no other process can know it and nobody holds it.  Held by a thread of this
+ * process: its memory must stay what it is until that thread ends, so the segment is never unmapped. */
+static void mutex_dealloc(Mutex *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->weakrefs) PyObject_ClearWeakRefs((PyObject *)self);
+    if (self->cell) {
+        Cell *c = self->cell;
+        int fresh = self->generation == process.generation && self->segment->generation == process.generation;
+        if (word_load(c)) {
+            if (LOAD(&c->owner.pid) == process.pid) Py_INCREF(self->segment);
+        } else if (fresh && !self->shared && self->segment->used > HEADER_SIZE) {
+            segment_give_back(self->segment, (size_t)((char *)c - self->segment->base));
+        }
+    }
+    Py_XDECREF(self->segment);
+    Py_XDECREF(self->resource);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* Try, sleep, try again.  0 or EOWNERDEAD: held.  ETIMEDOUT.  -1: a signal's handler raised.  Else: the mutex is broken.
+ * A woken waiter takes the GIL first and the lock then: the other way round, a thread would own the lock while it
+ * queues for the GIL.  A wake that is consumed is always followed by a try, and who fails that try has met an
+ * acquirer that saw it enrolled: no wake is lost by giving up. */
+static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
+    Waiter w = {0};
+    int rc = 0;
+    if (LOAD(&c->handoff)) {
+        Py_BEGIN_ALLOW_THREADS
+        rc = newcomer_stand_back(c, deadline);
+        Py_END_ALLOW_THREADS
+    }
+    for (;;) {
+        if (rc == EINTR && PyErr_CheckSignals()) {
+            rc = -1;
+            break;
+        }
+        rc = cell_try(c, waiter_counted(c, &w), dead);
+        if (rc != EBUSY) break;
+        if (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline) {
+            rc = ETIMEDOUT;
+            break;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        rc = waiter_sleep(c, &w, deadline);
+        Py_END_ALLOW_THREADS
+    }
+    int owns = !rc || rc == EOWNERDEAD;
+    waiter_leave(c, &w, owns);
+    if (owns) STORE(&c->contended, LOAD(&c->contended) + 1);
+    return rc;
+}
+
+static PyObject *label_text(const Label *label) {
+    Label copy = *label;
+    return PyUnicode_DecodeUTF8(copy.text, (Py_ssize_t)strnlen(copy.text, LABEL_SIZE), "ignore");
+}
+
+/* (pid, start, tid, method) */
+static PyObject *record_tuple(const Record *r) {
+    return Py_BuildValue("IKIN", LOAD(&r->pid), (unsigned long long)LOAD(&r->start), LOAD(&r->tid),
+                         label_text(&r->method));
+}
+
+/* The rare duties of a new owner: 1, go on; 0, the cell is retired and left, begin again; -1, raised and left. */
+static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead) {
+    int linked = 1;
+    if (dead) {
+        PyObject *who = record_tuple(dead);
+        int rc = who ? call_hook(self, "_owner_died", who) : -1;
+        Py_XDECREF(who);
+        if (rc < 0) goto failed;
+    }
+    if (LOAD(&c->since) >= LOAD(&self->next_check)) {
+        STORE(&self->next_check, LOAD(&c->since) + SLICE);
+        linked = call_hook(self, "_linked", NULL);
+        if (linked < 0) goto failed;
+        if (!linked) STORE(&c->flags, LOAD(&c->flags) | REMOVED);
+    }
+    if (LOAD(&c->flags) & REMOVED) {
+        cell_end(c);
+        return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
+    }
+    if (LOAD(&c->flags) & RECOVERING && obj && call_hook(self, "_recover", obj) < 0) goto failed;
+    return 1;
+failed:
+    cell_end(c);
+    return -1;
+}
+
+/* 1: held.  0: not within the time.  -1: raised, not held.  obj: whose __recover__ may run; NULL: nobody's. */
+static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
+    uint64_t deadline = 0;
+    for (;;) {
+        Cell *c = __atomic_load_n(&self->cell, __ATOMIC_ACQUIRE);
+        Record dead;
+        int rc;
+        if (UNLIKELY(!c)) {
+            if (call_hook(self, "_attach", NULL) < 0) return -1;
+            continue;
+        }
+        if (UNLIKELY(!me.tid)) find_myself();
+        if (cell_mine(c)) {
+            rc = cell_again(c);
+            return rc ? call_hook(self, "_too_deep", NULL) : 1;
+        }
+        if (UNLIKELY(me.held >= HELD_LIMIT)) return call_hook(self, "_too_many", NULL);
+        rc = UNLIKELY(LOAD(&c->handoff)) && timeout ? EBUSY : cell_try(c, 0, &dead);
+        if (UNLIKELY(rc == EBUSY)) {
+            if (!timeout) return 0;
+            if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
+            rc = mutex_wait(c, deadline, &dead);
+        }
+        if (UNLIKELY(rc && rc != EOWNERDEAD)) {
+            if (rc > 0 && rc != ETIMEDOUT) rc = call_hook(self, "_broken", NULL);
+            return rc < 0 ? -1 : 0;
+        }
+        cell_begin(c, method);
+        if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED)) && LOAD(&c->since) < LOAD(&self->next_check)))
+            return 1;
+        rc = mutex_settle(self, c, obj, rc ? &dead : NULL);
+        if (rc) return rc;
+    }
+}
+
+/* One level back.  0, or -1: not mine, nothing changed; the caller says so. */
+static inline int mutex_release(Mutex *self) {
+    Cell *c = self->cell;
+    if (UNLIKELY(!c)) return -1;
+    if (UNLIKELY(!me.tid)) find_myself();
+    if (UNLIKELY(!cell_mine(c))) return -1;
+    if (LOAD(&c->depth) > 1)
+        cell_back(c);
+    else
+        cell_end(c);
+    return 0;
+}
+
+static const Label no_label = {{0}};
+
+static PyObject *acquire_with(Mutex *self, PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"blocking", "timeout", "block", NULL};
+    PyObject *blocking = Py_True, *timeout = NULL, *block = NULL;
+    uint64_t ns;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO$O:acquire", names, &blocking, &timeout, &block)) return NULL;
+    int truth = PyObject_IsTrue(block ? block : blocking);
+    if (truth < 0 || parse_timeout(timeout, &ns)) return NULL;
+    int rc = mutex_acquire(self, obj, &no_label, truth ? ns : 0);
+    return rc < 0 ? NULL : PyBool_FromLong(rc);
+}
+
+static PyObject *release_or_raise(Mutex *self) {
+    if (mutex_release(self)) {
+        call_hook(self, "_not_owner", NULL);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+#define ACQUIRE_DOC                                                                                                  \
+    "acquire(blocking=True, timeout=None)\n--\n\n"                                                                   \
+    "Take the lock; True if it is held now, False if it could not be had.\n\n"                                       \
+    "Blocks the calling thread for at most timeout seconds (None: for ever; zero or less: tries once), on the\n"     \
+    "monotonic clock; with blocking=False it tries once and timeout is not looked at. The owner may take it again\n" \
+    "and must release it as often. A signal's handler runs at once; if it raises, the lock is not held."
+#define RELEASE_DOC                                          \
+    "release()\n--\n\n"                                      \
+    "Give one level of the lock back; never blocks.\n\n"     \
+    "Raises NotOwnerError, an AssertionError and a RuntimeError, if the calling thread does not hold it."
+
+static PyObject *mutex_py_acquire(Mutex *self, PyObject *args, PyObject *kwargs) {
+    return acquire_with(self, NULL, args, kwargs);
+}
+
+static PyObject *mutex_py_release(Mutex *self, PyObject *Py_UNUSED(ignored)) { return release_or_raise(self); }
+
+static PyObject *mutex_enter(Mutex *self, PyObject *Py_UNUSED(ignored)) {
+    return mutex_acquire(self, NULL, &no_label, FOREVER) < 0 ? NULL : Py_NewRef(self);
+}
+
+static PyObject *mutex_exit(Mutex *self, PyObject *Py_UNUSED(args)) { return release_or_raise(self); }
+
+static PyObject *mutex_bind(Mutex *self, PyObject *args) {
+    PyObject *segment;
+    Py_ssize_t offset;
+    State *state = state_of((PyObject *)self);
+    if (!state || !PyArg_ParseTuple(args, "O!n:bind", state->segment_type, &segment, &offset)) return NULL;
+    if (mutex_bind_cell(self, (Segment *)segment, (size_t)offset)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *mutex_watch(Mutex *self, PyObject *Py_UNUSED(ignored)) {
+    STORE(&self->next_check, clock_ns(CLOCK_MONOTONIC_COARSE) + SLICE);
+    Py_RETURN_NONE;
+}
+
+static PyObject *not_attached(void) {
+    PyErr_SetString(PyExc_RuntimeError, "not attached to a lock");
+    return NULL;
+}
+
+/* _flag(bit, up): the caller holds the lock. */
+static PyObject *mutex_flag(Mutex *self, PyObject *args) {
+    unsigned bit;
+    int up;
+    if (!PyArg_ParseTuple(args, "Ip:_flag", &bit, &up)) return NULL;
+    if (!self->cell) return not_attached();
+    uint32_t flags = LOAD(&self->cell->flags);
+    STORE(&self->cell->flags, up ? flags | bit : flags & ~bit);
+    Py_RETURN_NONE;
+}
+
+/* _record() -> (depth, since_ns, (pid, start, tid, method)): the owner, or where depth is 0 the last one. */
+static PyObject *mutex_record(Mutex *self, PyObject *Py_UNUSED(ignored)) {
+    if (!self->cell) return not_attached();
+    Cell *c = self->cell;
+    unsigned depth = word_load(c) & FUTEX_TID_MASK ? __atomic_load_n(&c->depth, __ATOMIC_ACQUIRE) : 0;
+    return Py_BuildValue("IKN", depth, (unsigned long long)LOAD(&c->since), record_tuple(&c->owner));
+}
+
+/* _dead() -> (pid, start, tid, method) of the owner whose work __recover__ has to look at. */
+static PyObject *mutex_dead(Mutex *self, PyObject *Py_UNUSED(ignored)) {
+    return self->cell ? record_tuple(&self->cell->dead) : not_attached();
+}
+
+/* _counters() -> (acquisitions, contended, recoveries, waiters) */
+static PyObject *mutex_counters(Mutex *self, PyObject *Py_UNUSED(ignored)) {
+    if (!self->cell) return not_attached();
+    Cell *c = self->cell;
+    return Py_BuildValue("KKKI", (unsigned long long)LOAD(&c->acquisitions), (unsigned long long)LOAD(&c->contended),
+                         (unsigned long long)LOAD(&c->recoveries), cell_waiting(c));
+}
+
+static PyObject *mutex_get_flags(Mutex *self, void *Py_UNUSED(closure)) {
+    return self->cell ? PyLong_FromUnsignedLong(LOAD(&self->cell->flags)) : not_attached();
+}
+
+static PyObject *mutex_get_offset(Mutex *self, void *Py_UNUSED(closure)) {
+    return self->cell ? PyLong_FromSsize_t((char *)self->cell - self->segment->base) : not_attached();
+}
+
+static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->cell != NULL); }
+
+static PyMethodDef mutex_methods[] = {
+    {"acquire", (PyCFunction)(void (*)(void))mutex_py_acquire, METH_VARARGS | METH_KEYWORDS, ACQUIRE_DOC},
+    {"release", (PyCFunction)mutex_py_release, METH_NOARGS, RELEASE_DOC},
+    {"__enter__", (PyCFunction)mutex_enter, METH_NOARGS, "Take the lock; blocks until it is held."},
+    {"__exit__", (PyCFunction)mutex_exit, METH_VARARGS, "Release the lock."},
+    {"bind", (PyCFunction)mutex_bind, METH_VARARGS, "bind(segment, offset): this cell from now on."},
+    {"watch", (PyCFunction)mutex_watch, METH_NOARGS, "watch(): ask _linked() about once a second."},
+    {"_flag", (PyCFunction)mutex_flag, METH_VARARGS, "_flag(bit, up): by the owner only."},
+    {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
+    {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},
+    {"_counters", (PyCFunction)mutex_counters, METH_NOARGS, "_counters(): (acquisitions, contended, recoveries, waiters)."},
+    {NULL},
+};
+
+static PyMemberDef mutex_members[] = {
+    {"resource", T_OBJECT_EX, offsetof(Mutex, resource), READONLY, "What it locks, and how to attach to it."},
+    {"segment", T_OBJECT, offsetof(Mutex, segment), READONLY, "Where its cell is mapped, or None."},
+    {"shared", T_BOOL, offsetof(Mutex, shared), 0, "It left this process: its cell is not reused."},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Mutex, weakrefs), READONLY},
+    {NULL},
+};
+
+static PyGetSetDef mutex_getset[] = {
+    {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED.", NULL},
+    {"offset", (getter)mutex_get_offset, NULL, "Where the cell is in its segment, bytes.", NULL},
+    {"attached", (getter)mutex_get_attached, NULL, "Is there a cell?", NULL},
+    {NULL},
+};
+
+static PyType_Slot mutex_slots[] = {
+    {Py_tp_doc, "Mutex(resource, segment=None, offset=0): a robust, re-entrant lock in shared memory."},
+    {Py_tp_new, mutex_new},
+    {Py_tp_dealloc, mutex_dealloc},
+    {Py_tp_methods, mutex_methods},
+    {Py_tp_members, mutex_members},
+    {Py_tp_getset, mutex_getset},
+    {0},
+};
+
+static PyType_Spec mutex_spec = {"coheld._native.Mutex", sizeof(Mutex), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+                                 mutex_slots};
+
+/* ==== 5. LockableBase: acquire, release and with, for the class Lockable ==== */
+
+/* They are C because an interrupt that lands between two bytecodes of a Python __enter__ leaves the lock held.
+ * The type adds nothing to the layout of an object, so that it mixes with dict, int, Exception and every other. */
+
+/* obj.__lock__, a new reference, without obj.__getattr__: a proxy must not lock its target. */
+static inline Mutex *lock_of(State *state, PyObject *obj) {
+    PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
+    if (LIKELY(lock && Py_TYPE(lock) == state->mutex_type)) return (Mutex *)lock;
+    Py_XDECREF(lock);
+    if (lock || PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        Py_XDECREF(PyObject_CallOneArg(state->not_initialized, obj));
+    }
+    return NULL;
+}
+
+static Mutex *lock_of_base(PyObject *self) {
+    State *state = state_of(self);
+    return state ? lock_of(state, self) : NULL;
+}
+
+static PyObject *base_acquire(PyObject *self, PyObject *args, PyObject *kwargs) {
+    Mutex *lock = lock_of_base(self);
+    PyObject *result = lock ? acquire_with(lock, self, args, kwargs) : NULL;
+    Py_XDECREF(lock);
+    return result;
+}
+
+static PyObject *base_release(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    Mutex *lock = lock_of_base(self);
+    PyObject *result = lock ? release_or_raise(lock) : NULL;
+    Py_XDECREF(lock);
+    return result;
+}
+
+static PyObject *base_enter(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    Mutex *lock = lock_of_base(self);
+    int rc = lock ? mutex_acquire(lock, self, &no_label, FOREVER) : -1;
+    Py_XDECREF(lock);
+    return rc < 0 ? NULL : Py_NewRef(self);
+}
+
+static PyMethodDef base_methods[] = {
+    {"acquire", (PyCFunction)(void (*)(void))base_acquire, METH_VARARGS | METH_KEYWORDS, ACQUIRE_DOC},
+    {"release", base_release, METH_NOARGS, RELEASE_DOC},
+    {"__enter__", base_enter, METH_NOARGS, "Take the lock; blocks until it is held."},
+    {"__exit__", base_release, METH_VARARGS, "Release the lock."},
+    {NULL},
+};
+
+static PyType_Slot base_slots[] = {
+    {Py_tp_doc, "acquire, release and with of Lockable."},
+    {Py_tp_methods, base_methods},
+    {0},
+};
+
+static PyType_Spec base_spec = {"coheld._native.LockableBase", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, base_slots};
+
+/* ==== 6. LockedMethod: what @Lockable.locked makes of a function ==== */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *func;
+    PyObject *timeout; /* as given, seconds or None */
+    PyObject *dict;
+    PyObject *weakrefs;
+    uint64_t timeout_ns;
+    Label label;
+} LockedMethod;
+
+/* Lock, call, unlock, with no bytecode of ours between.  An exception of the call is what the caller sees, also
+ * where the lock was not ours to give back (a forked child that returns from its parent's call). */
+static PyObject *locked_call(LockedMethod *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    if (UNLIKELY(!PyVectorcall_NARGS(nargsf)))
+        return PyErr_Format(PyExc_TypeError, "%R must be called with its instance as the first argument", self);
+    PyObject *obj = args[0];
+    Mutex *lock = lock_of(state, obj);
+    if (UNLIKELY(!lock)) return NULL;
+    PyObject *result = NULL;
+    int rc = mutex_acquire(lock, obj, &self->label, self->timeout_ns);
+    if (LIKELY(rc > 0)) {
+        result = PyObject_Vectorcall(self->func, args, nargsf, kwnames);
+        if (UNLIKELY(mutex_release(lock)) && result) {
+            Py_CLEAR(result);
+            call_hook(lock, "_not_owner", NULL);
+        }
+    } else if (!rc) {
+        call_hook(lock, "_timed_out", self->timeout);
+    }
+    Py_DECREF(lock);
+    return result;
+}
+
+/* LockedMethod(func, timeout, label: bytes) */
+static PyObject *locked_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+    PyObject *func, *timeout;
+    const char *label;
+    Py_ssize_t size;
+    uint64_t ns;
+    if (!PyArg_ParseTuple(args, "OOy#:LockedMethod", &func, &timeout, &label, &size) || parse_timeout(timeout, &ns))
+        return NULL;
+    LockedMethod *self = (LockedMethod *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->vectorcall = (vectorcallfunc)locked_call;
+    self->func = Py_NewRef(func);
+    self->timeout = Py_NewRef(timeout);
+    self->timeout_ns = ns;
+    memcpy(self->label.text, label, (size_t)(size < LABEL_SIZE ? size : LABEL_SIZE));
+    return (PyObject *)self;
+}
+
+static int locked_traverse(LockedMethod *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->func);
+    Py_VISIT(self->dict);
+    return 0;
+}
+
+static int locked_clear(LockedMethod *self) {
+    Py_CLEAR(self->func);
+    Py_CLEAR(self->dict);
+    return 0;
+}
+
+static void locked_dealloc(LockedMethod *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs) PyObject_ClearWeakRefs((PyObject *)self);
+    locked_clear(self);
+    Py_XDECREF(self->timeout);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *locked_get(PyObject *self, PyObject *obj, PyObject *Py_UNUSED(type)) {
+    return obj && obj != Py_None ? PyMethod_New(self, obj) : Py_NewRef(self);
+}
+
+/* What the callable does not have itself, it has from the function: __code__, __annotations__, __closure__ …; but it
+ * does not claim to be a function: what ships functions by value would then ship the method without its lock. */
+static PyObject *locked_getattr(LockedMethod *self, PyObject *name) {
+    PyObject *value = PyObject_GenericGetAttr((PyObject *)self, name);
+    if (value || !self->func || !PyErr_ExceptionMatches(PyExc_AttributeError)) return value;
+    PyErr_Clear();
+    return PyObject_GetAttr(self->func, name);
+}
+
+static PyObject *locked_repr(LockedMethod *self) { return PyUnicode_FromFormat("<locked %R>", self->func); }
+
+static PyObject *locked_reduce(PyObject *self, PyObject *protocol) {
+    State *state = PyType_GetModuleState(Py_TYPE(self));
+    return PyObject_CallFunctionObjArgs(state->reduce_locked, self, protocol, NULL);
+}
+
+static PyMethodDef locked_methods[] = {
+    {"__reduce_ex__", locked_reduce, METH_O, "By name, or by value for what pickles functions by value."},
+    {NULL},
+};
+
+static PyMemberDef locked_members[] = {
+    {"timeout", T_OBJECT, offsetof(LockedMethod, timeout), READONLY, "Seconds to wait for the lock, or None."},
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(LockedMethod, vectorcall), READONLY},
+    {"__dictoffset__", T_PYSSIZET, offsetof(LockedMethod, dict), READONLY},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(LockedMethod, weakrefs), READONLY},
+    {NULL},
+};
+
+static PyGetSetDef locked_getset[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
+    {NULL},
+};
+
+static PyType_Slot locked_slots[] = {
+    {Py_tp_doc, "LockedMethod(func, timeout, label): func, called under the lock of its first argument."},
+    {Py_tp_new, locked_new},
+    {Py_tp_dealloc, locked_dealloc},
+    {Py_tp_traverse, locked_traverse},
+    {Py_tp_clear, locked_clear},
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_descr_get, locked_get},
+    {Py_tp_getattro, locked_getattr},
+    {Py_tp_repr, locked_repr},
+    {Py_tp_methods, locked_methods},
+    {Py_tp_members, locked_members},
+    {Py_tp_getset, locked_getset},
+    {0},
+};
+
+static PyType_Spec locked_spec = {
+    "coheld._native.LockedMethod", sizeof(LockedMethod), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, locked_slots};
+
+/* ==== 7. Module ==== */
+
+static PyObject *native_install(PyObject *module, PyObject *args) {
+    State *state = PyModule_GetState(module);
+    PyObject *mutex_type, *not_initialized, *reduce_locked;
+    if (!PyArg_ParseTuple(args, "O!OO:install", &PyType_Type, &mutex_type, &not_initialized, &reduce_locked))
+        return NULL;
+    Py_XSETREF(state->mutex_type, (PyTypeObject *)Py_NewRef(mutex_type));
+    Py_XSETREF(state->not_initialized, Py_NewRef(not_initialized));
+    Py_XSETREF(state->reduce_locked, Py_NewRef(reduce_locked));
+    Py_RETURN_NONE;
+}
+
+/* hang(obj, lock): obj.__lock__ = lock, past any __setattr__ (frozen dataclasses, proxies). */
+static PyObject *native_hang(PyObject *module, PyObject *args) {
+    State *state = PyModule_GetState(module);
+    PyObject *obj, *lock;
+    if (!PyArg_ParseTuple(args, "OO:hang", &obj, &lock) || PyObject_GenericSetAttr(obj, state->name_lock, lock))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* lock_of(obj): its Mutex, or NotInitializedError. */
+static PyObject *native_lock_of(PyObject *module, PyObject *obj) {
+    return (PyObject *)lock_of(PyModule_GetState(module), obj);
+}
+
+static PyObject *native_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
+    return PyLong_FromUnsignedLong(process.generation);
+}
+
+static PyMethodDef module_methods[] = {
+    {"install", native_install, METH_VARARGS, "install(mutex_type, not_initialized, reduce_locked): once, by lockable."},
+    {"hang", native_hang, METH_VARARGS, "hang(obj, lock): set obj.__lock__ past any __setattr__."},
+    {"lock_of", native_lock_of, METH_O, "lock_of(obj): its Mutex; NotInitializedError if it has none."},
+    {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
+    {NULL},
+};
+
+static int module_exec(PyObject *module) {
+    State *state = PyModule_GetState(module);
+    PyObject *base = NULL, *locked = NULL;
+    int ok = (state->name_lock = PyUnicode_InternFromString("__lock__"))
+        && (state->segment_type = PyType_FromModuleAndSpec(module, &segment_spec, NULL))
+        && (state->mutex_base = PyType_FromModuleAndSpec(module, &mutex_spec, NULL))
+        && (base = PyType_FromModuleAndSpec(module, &base_spec, NULL))
+        && (locked = PyType_FromModuleAndSpec(module, &locked_spec, NULL))
+        && !PyModule_AddType(module, (PyTypeObject *)state->segment_type)
+        && !PyModule_AddType(module, (PyTypeObject *)state->mutex_base)
+        && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
+        && !PyModule_AddIntMacro(module, RECOVERING) && !PyModule_AddIntMacro(module, REMOVED)
+        && !PyModule_AddIntMacro(module, CREATED) && !PyModule_AddIntMacro(module, CELL_SIZE)
+        && !PyModule_AddIntMacro(module, HEADER_SIZE) && !PyModule_AddIntMacro(module, LAYOUT_VERSION)
+        && !PyModule_AddIntMacro(module, HELD_LIMIT) && !PyModule_AddStringConstant(module, "LIBC", "glibc")
+        && !PyModule_AddObjectRef(module, "SUPPORTED", lock_check() ? Py_True : Py_False);
+    Py_XDECREF(base);
+    Py_XDECREF(locked);
+    return ok ? 0 : -1;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->segment_type);
+    Py_VISIT(state->mutex_base);
+    Py_VISIT(state->mutex_type);
+    Py_VISIT(state->not_initialized);
+    Py_VISIT(state->reduce_locked);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->segment_type);
+    Py_CLEAR(state->mutex_base);
+    Py_CLEAR(state->mutex_type);
+    Py_CLEAR(state->not_initialized);
+    Py_CLEAR(state->reduce_locked);
+    Py_CLEAR(state->name_lock);
+    return 0;
+}
+
+static void module_free(void *module) { module_clear(module); }
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT, "coheld._native", "The robust mutex and the fast path of a locked call.",
+    sizeof(State), module_methods, module_slots, module_traverse, module_clear, module_free,
+};
+
+PyMODINIT_FUNC PyInit__native(void);
+
+PyMODINIT_FUNC PyInit__native(void) {
+    static int prepared; /* importing twice, from another interpreter, must not register twice */
+    if (!prepared) prepared = !pthread_atfork(NULL, NULL, forget_parent);
+    return PyModuleDef_Init(&module_def);
+}

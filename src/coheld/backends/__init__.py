@@ -1,0 +1,26 @@
+"""Where locks live: a URL names the backend."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from . import shm
+
+_SCHEMES = {"shm": shm}
+
+
+def backend_of(url: str | None) -> ModuleType:
+    """The backend of a URL, of COHELD_BACKEND where that is None, else shared memory.
+
+    Raises: TypeError: if url is not a string.  ValueError: if no backend has its scheme.
+    """
+    if url is None:
+        url = os.environ.get("COHELD_BACKEND") or "shm:"
+    if not isinstance(url, str):
+        raise TypeError(f"lock_backend must be a URL such as 'shm:', not {type(url).__name__}")
+    scheme, colon, _ = url.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        known = ", ".join(f"{name}:" for name in _SCHEMES)
+        raise ValueError(f"no backend for {url!r}; known: {known}")
+    return _SCHEMES[scheme]

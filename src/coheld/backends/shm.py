@@ -1,0 +1,294 @@
+"""Cells in shared memory: the arena of this process, the arenas of others, and named locks.
+
+A resource says how to get from a description that can travel (a path and an offset, a name) to a mapped cell.
+
+Who may remove an arena: nobody while a process maps it.  Each of them has a shared flock on the file; a forked child
+shares its parent's, since a flock belongs to the open file.  The arena is published under a flock, by rename, so there
+is no moment at which it has its name and no flock.  A sweeper takes the exclusive flock, and an attacher that waited
+for it looks at the path again: it is gone, or it is safe.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import os
+import sys
+import threading
+import weakref
+from contextlib import suppress
+
+from .. import _native
+from ..errors import BackendError, IncompatibleError
+from . import files
+
+_ARENA_SPAN = 1 << 34
+"""Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""
+
+
+class Segment(_native.Segment):
+    """A mapped file of cells, once per file and process."""
+
+    path: str
+    identity: tuple[int, int]
+
+
+class _Process:
+    """What belongs to this process alone: a forked child begins anew, but keeps what it inherited mapped."""
+
+    def __init__(self, segments: weakref.WeakValueDictionary[str, Segment]) -> None:
+        self.guard = threading.RLock()
+        self.segments = segments
+        self.arena: Arena | None = None
+        self.leaves_at_exit = False
+
+
+_process = _Process(weakref.WeakValueDictionary())
+
+
+def _after_fork() -> None:
+    global _process
+    _process = _Process(_process.segments)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Arena:
+    """The anonymous locks that this process makes."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+
+    def attach(self) -> tuple[Segment, int]:
+        raise BackendError("a cell of one's own arena is attached from its beginning")
+
+    def token(self, offset: int) -> tuple[object, ...]:
+        return ("arena", self.segment.path, offset)
+
+    def label(self, offset: int) -> str:
+        return f"anonymous lock {os.path.basename(self.segment.path)}:{offset}"
+
+
+class RemoteCell:
+    """An anonymous lock that another process made, or this one's before a fork."""
+
+    def __init__(self, path: str, offset: int) -> None:
+        self.path, self.offset = path, offset
+
+    def attach(self) -> tuple[Segment, int]:
+        return attach_arena(self.path, self.offset), self.offset
+
+    def token(self, _offset: int) -> tuple[object, ...]:
+        return ("arena", self.path, self.offset)
+
+    def label(self, _offset: int) -> str:
+        return f"anonymous lock {os.path.basename(self.path)}:{self.offset}"
+
+
+class Named:
+    """A lock that any process of the user finds by its name."""
+
+    def __init__(self, name: str, directory: str) -> None:
+        self.name, self.directory = name, directory
+        self.path = os.path.join(directory, files.file_name(name))
+
+    def attach(self) -> tuple[Segment, int]:
+        return _open_named(self.path, self.name), files.NAMED_CELL
+
+    def token(self, _offset: int) -> tuple[object, ...]:
+        return ("name", self.name, self.directory)
+
+    def label(self, _offset: int) -> str:
+        return repr(self.name)
+
+
+Resource = Arena | RemoteCell | Named
+
+
+def require_native() -> None:
+    """Raises: IncompatibleError: if this libc's mutex does not work as the extension needs it."""
+    if not _native.SUPPORTED:
+        raise IncompatibleError("the mutex of this libc does not work as expected; shared memory locks need glibc")
+
+
+def _mapped(path: str, fd: int, length: int, least: int) -> Segment:
+    """Map an open file and take its descriptor; one mapping per file and process."""
+    found = os.fstat(fd)
+    segment = Segment(fd, length, least)
+    segment.path, segment.identity = path, (found.st_dev, found.st_ino)
+    return segment
+
+
+# -- anonymous --------------------------------------------------------------------------------------------------------
+
+
+def new_cell() -> tuple[Arena, int]:
+    """A cell for an anonymous lock.
+
+    Raises: OSError: if /dev/shm is full.  InsecureError: if the directory is not safe.
+    """
+    arena = _current_arena()
+    try:
+        return arena, arena.segment.take()
+    except OSError as error:
+        if error.errno not in (errno.ENOMEM, errno.EBADF):  # used up, or a daemon has closed its descriptors
+            raise OSError(error.errno, f"no lock can be made: {error.strerror}", arena.segment.path) from error
+    with _process.guard:
+        if _process.arena is arena:
+            _process.arena = None
+    arena = _current_arena()
+    return arena, arena.segment.take()
+
+
+def _current_arena() -> Arena:
+    arena = _process.arena
+    if arena is not None and arena.segment.generation == _native.generation():
+        return arena
+    with _process.guard:
+        if _process.arena is arena:
+            _process.arena = _new_arena()
+        return _process.arena or _current_arena()
+
+
+def _new_arena() -> Arena:
+    require_native()
+    directory = files.lock_directory()
+    files.sweep(directory)
+    made, fd = files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.ARENA))
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    path = made.replace(".new-", "arena-")
+    os.rename(made, path)
+    _process.segments[path] = segment = _mapped(path, fd, _ARENA_SPAN, 1 << 20)
+    _leave_at_exit()
+    return Arena(segment)
+
+
+def attach_arena(path: str, offset: int) -> Segment:
+    """Map another process's arena; blocks only for the moment that a sweeper looks at it.
+
+    Raises: BackendError: if it is gone.  IncompatibleError, InsecureError: if it cannot be used.
+    """
+    require_native()
+    with _process.guard:
+        segment = _process.segments.get(path)
+        if segment is None:
+            segment = _process.segments[path] = _attach_file(path)
+            _leave_at_exit()
+    if not segment.holds(offset):
+        raise IncompatibleError(f"{path} has no lock at {offset}", resource=path)
+    return segment
+
+
+def _attach_file(path: str) -> Segment:
+    try:
+        fd = files.open_checked(path)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        raise _gone(path) from None
+    try:
+        found = os.fstat(fd)
+        if not files.same_file(path, (found.st_dev, found.st_ino)):
+            raise _gone(path)
+        if not files.check_header(path, fd, files.ARENA):
+            raise _gone(path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return _mapped(path, fd, _ARENA_SPAN, found.st_size)
+
+
+def _gone(path: str) -> BackendError:
+    return BackendError(
+        f"the lock is gone: {path} was removed when the last process that used it had ended", resource=path
+    )
+
+
+# -- named ------------------------------------------------------------------------------------------------------------
+
+
+def _open_named(path: str, name: str) -> Segment:
+    """Map a named lock's file, made if it is missing."""
+    require_native()
+    with _process.guard:
+        segment = _process.segments.get(path)
+        if segment is not None and files.same_file(path, segment.identity):
+            return segment
+        try:
+            segment = _map_named(path, name)
+        except FileNotFoundError:
+            segment = _create_named(path, name)
+        _process.segments[path] = segment
+        return segment
+
+
+def _map_named(path: str, name: str) -> Segment:
+    fd = files.open_checked(path)
+    try:
+        if not files.check_header(path, fd, files.NAMED, name):
+            _revive(path, fd, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    segment = _mapped(path, fd, _native.HEADER_SIZE, _native.HEADER_SIZE)
+    segment.close()
+    return segment
+
+
+def _create_named(path: str, name: str) -> Segment:
+    """Made aside, then renamed, under the directory's flock: one name is one file, whole from its first moment."""
+    directory = os.path.dirname(path)
+    with files.directory_locked(directory):
+        with suppress(FileNotFoundError):
+            return _map_named(path, name)
+        files.sweep(directory)
+        made, fd = files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.NAMED, name))
+        segment = _mapped(path, fd, _native.HEADER_SIZE, _native.HEADER_SIZE)
+        segment.make(files.NAMED_CELL)
+        os.rename(made, path)
+        segment.close()
+        return segment
+
+
+def _revive(path: str, fd: int, name: str) -> None:
+    """The file outlived a reboot, on a disk: nobody of then lives.  Whoever comes while it is made anew waits for the
+    flock and finds it done."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if not files.check_header(path, fd, files.NAMED, name):
+        _mapped(path, os.dup(fd), _native.HEADER_SIZE, _native.HEADER_SIZE).revive(files.NAMED_CELL)
+        os.pwrite(fd, files.header_here(files.NAMED, name).pack(), 0)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def unlink_named(segment: Segment) -> None:
+    """Take the name off a lock that its holder, the caller, has marked REMOVED."""
+    with files.directory_locked(os.path.dirname(segment.path)):
+        if files.same_file(segment.path, segment.identity):
+            os.unlink(segment.path)
+
+
+# -- leaving ----------------------------------------------------------------------------------------------------------
+
+
+def _leave_at_exit() -> None:
+    """Once per process.  multiprocessing joins its children at exit: they may still have to attach, so go after that;
+    and it ends its own children without atexit."""
+    if _process.leaves_at_exit:
+        return
+    _process.leaves_at_exit = True
+    if util := sys.modules.get("multiprocessing.util"):
+        util.Finalize(None, _leave, exitpriority=-100)
+    else:
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    segments = list(_process.segments.values())
+    for segment in segments:
+        segment.close()
+    mine = {segment.path for segment in segments if os.path.basename(segment.path).startswith("arena-")}
+    _process.arena = None
+    with suppress(OSError):
+        for directory in {os.path.dirname(path) for path in mine}:
+            files.leave(directory, mine)

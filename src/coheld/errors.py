@@ -1,0 +1,68 @@
+"""Every exception of coheld, split by who must act.
+
+*You* misused the lock: NotInitializedError, NotOwnerError, TooManyLocksError.  *Somebody else* has it: LockTimeout.
+*The place* is not what it should be: IncompatibleError, InsecureError, BackendError.
+
+Each is a CoheldError and the builtin that fits.  The fields are None where they do not apply; errors pickle with them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .owner import Owner
+
+
+class CoheldError(Exception):
+    """The root of all that coheld raises on its own account.
+
+    resource: what was locked, as text.  owner: who holds it.  waited: for how long it was waited, seconds.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        resource: str | None = None,
+        owner: Owner | None = None,
+        waited: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.owner = owner
+        self.waited = waited
+
+
+class NotInitializedError(CoheldError, RuntimeError):
+    """A locked call, or acquire, on an object whose Lockable.__init__ has not run.
+
+    Not an AttributeError: hasattr would swallow that.
+    """
+
+
+class NotOwnerError(CoheldError, AssertionError, RuntimeError):
+    """A release by a thread that does not hold the lock; nothing has changed.
+
+    An AssertionError, as multiprocessing.RLock raises, and a RuntimeError, as threading.RLock does.
+    """
+
+
+class TooManyLocksError(CoheldError, RuntimeError):
+    """The thread holds so many locks that the kernel could not free them all if it died; nothing has changed."""
+
+
+class LockTimeout(CoheldError, TimeoutError):
+    """The lock was not got within the time; unlike the others, trying again may well work."""
+
+
+class IncompatibleError(CoheldError, RuntimeError):
+    """What is there was made by another version, libc, machine, container or backend, or is damaged."""
+
+
+class InsecureError(CoheldError, PermissionError):
+    """The place is one that other users could change; nothing in it was used."""
+
+
+class BackendError(CoheldError, ConnectionError):
+    """The place where the lock lives cannot be reached, or no longer has it."""

@@ -1,0 +1,43 @@
+"""Questions about an object's lock, answered as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import _native
+from .mutex import Mutex
+from .owner import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since the lock was made: times it was taken (the first level only), times that somebody had to wait for
+    it, owners that died holding it; and how many wait now."""
+
+    acquisitions: int
+    contended: int
+    recoveries: int
+    waiters: int
+
+
+def holder(obj: object) -> Owner | None:
+    """Who holds the object's lock now, in whatever process; None if nobody does.
+
+    Takes no lock and never blocks, so the answer may be a moment old.  Raises: NotInitializedError: if it has no lock.
+    """
+    return _lock_of(obj).owner()
+
+
+def statistics(obj: object) -> Statistics:
+    """How the object's lock has been used, by all processes.  Never blocks.
+
+    Raises: NotInitializedError: if it has no lock.
+    """
+    return Statistics(*_lock_of(obj)._counters())
+
+
+def _lock_of(obj: object) -> Mutex:
+    lock: Mutex = _native.lock_of(obj)
+    if not lock.attached:
+        lock._attach()
+    return lock

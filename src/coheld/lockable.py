@@ -1,0 +1,191 @@
+"""Lockable: the class that users inherit, and its decorator.
+
+The model is Hoare's monitor, in the form that Ada calls a protected object; the interface is that of
+``pyats.async_.synchronize.Lockable``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, TypeVar, overload
+
+from . import _native
+from . import mutex as _mutex
+from .backends import backend_of
+from .errors import NotInitializedError
+from .mutex import Mutex
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MISSING: Any = object()
+
+
+class Lockable(_native.LockableBase):
+    """An object whose locked methods run one at a time, over every thread and process that has a copy of it.
+
+    Inherit it, call ``super().__init__()``, and decorate the methods that must not overlap with ``@Lockable.locked``.
+    Without a name the lock reaches other processes by fork, spawn or pickle; with ``lock_name`` any process of this
+    user finds it.
+
+    Two methods of the class are called under the lock where it has them: ``__create__(self)`` once, in the process
+    that makes the resource (again in the next one, if it did not return), and ``__recover__(self, dead)`` in the first
+    owner after one that died while it held the lock (again, until it returns); dead is an Owner.
+
+    Raises: TypeError, ValueError: if lock_name is not text of 1 to 255 bytes of UTF-8, or lock_backend no known URL.
+    InsecureError, IncompatibleError: if what is there under that name must not or cannot be used.  OSError: if there is
+    no room for the lock.
+    """
+
+    __lock__: Mutex
+
+    def __init__(
+        self, *args: Any, lock_name: str | None = None, lock_backend: str | None = None, **kwargs: Any
+    ) -> None:
+        _hang_lock(self, lock_name, lock_backend)
+        init = super().__init__
+        if getattr(init, "__objclass__", None) is not object or type(self).__new__ is object.__new__:
+            init(*args, **kwargs)  # else object's, which would refuse what __new__ has consumed
+        _create(self)
+
+    @overload
+    @staticmethod
+    def locked(fn: F, /) -> F: ...
+
+    @overload
+    @staticmethod
+    def locked(*, timeout: float | None) -> Callable[[F], F]: ...
+
+    @staticmethod
+    def locked(fn: Any = _MISSING, /, *, timeout: Any = _MISSING) -> Any:
+        """Decorate a method so that it runs with its object locked; the lock is given back when it returns or raises.
+
+        A locked method may call others of the same object.  A call blocks until the lock is held: for ever, or for
+        timeout seconds, then it raises LockTimeout and the method has not run.
+
+        Raises: TypeError: if what is decorated is not a plain function or callable: a coroutine or generator function
+        (its body would run unlocked), a staticmethod, classmethod or property; or if timeout is not a number.
+        """
+        if timeout is _MISSING:
+            return _locked(fn, None)
+        if fn is not _MISSING:
+            raise TypeError("use @Lockable.locked(timeout=…) on its own, without the function")
+        _native.LockedMethod(id, timeout, b"")  # a bad timeout shows here, not at the first call
+        return functools.partial(_locked, timeout=timeout)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(max(int(protocol), 2))
+        lock = self.__dict__.get("__lock__")
+        if isinstance(reduced, str) or lock is None:
+            return reduced
+        make, args, *rest = reduced
+        return (_rebuild, (lock, make, args), *rest)
+
+
+def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> None:
+    """Give the object its lock.  One that has an anonymous lock keeps it: a diamond may call __init__ twice, and others
+    may hold it by now."""
+    if name is None:
+        if backend is not None:
+            raise TypeError("lock_backend needs a lock_name: anonymous locks live in this machine's memory")
+        if not isinstance(obj.__dict__.get("__lock__"), Mutex):
+            _native.hang(obj, _mutex.anonymous())
+        return
+    backend_of(backend)
+    _native.hang(obj, _mutex.named(name))
+
+
+def _create(obj: Lockable) -> None:
+    """Run ``__create__`` unless it has returned before, here or elsewhere; blocks while another process is in it."""
+    hook = getattr(type(obj), "__create__", None)
+    lock = obj.__lock__
+    if hook is None or lock.flags & _native.CREATED:
+        return
+    with lock:
+        if not lock.flags & _native.CREATED:
+            hook(obj)
+            lock.created()
+
+
+def _rebuild(lock: Mutex, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Load a pickled or copied object; it has its lock before its items and state are set."""
+    obj = make(*args)
+    _native.hang(obj, lock)
+    return obj
+
+
+def _locked(fn: Any, timeout: float | None) -> Any:
+    _refuse(fn)
+    label = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition("<locals>.")[2]
+    method = _native.LockedMethod(fn, timeout, label.encode(errors="replace")[-32:])
+    return functools.update_wrapper(method, fn)
+
+
+def _refuse(fn: Any) -> None:
+    """Raises: TypeError: if locking fn would not lock what it does."""
+    if fn is _MISSING:
+        raise TypeError("use @Lockable.locked without parentheses, or with timeout=…")
+    if isinstance(fn, staticmethod | classmethod):
+        raise TypeError(f"a {type(fn).__name__} has no object to lock; decorate a method of the object instead")
+    if isinstance(fn, property | functools.cached_property):
+        raise TypeError(f"put @{type(fn).__name__} above @Lockable.locked, not below it")
+    if not callable(fn):
+        raise TypeError(f"@Lockable.locked decorates a method, not {type(fn).__name__}")
+    name = getattr(fn, "__qualname__", repr(fn))
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise TypeError(
+            f"{name} is a generator function: its body would run after the lock is given back; "
+            "collect what it yields in a list, or take the lock where it is iterated: with obj: …"
+        )
+    if inspect.iscoroutinefunction(fn):
+        raise TypeError(
+            f"{name} is a coroutine function: its body would run after the lock is given back; "
+            "lock a plain method, and call that with asyncio.to_thread"
+        )
+
+
+def _reduce_locked(method: Any, protocol: int) -> Any:
+    """A locked method pickles by its name, as functions do; by value where functions do."""
+    if _pickled_by_value(method):
+        return _locked_again, (method.__wrapped__, method.timeout), method.__dict__
+    return method.__qualname__
+
+
+def _locked_again(fn: Any, timeout: float | None) -> Any:
+    return _locked(fn, timeout)
+
+
+def _pickled_by_value(method: Any) -> bool:
+    """Does who pickles us now (cloudpickle, dill) ship what __main__ or a function defines by value?  Nothing that
+    __reduce_ex__ is given says so; the calling frames do."""
+    if method.__module__ != "__main__" and "<locals>" not in method.__qualname__:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if "cloudpickle" in module or module.partition(".")[0] == "dill":
+            return True
+        if module not in ("pickle", __name__):
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _not_initialized(obj: Any) -> NoReturn:
+    cls = type(obj).__qualname__
+    if not isinstance(obj, Lockable):
+        raise NotInitializedError(f"{cls} has locked methods but does not inherit Lockable")
+    if "__lock__" in obj.__dict__:
+        raise NotInitializedError(f"{cls}: its __lock__ is {obj.__dict__['__lock__']!r}, not a lock of coheld")
+    if hasattr(type(obj), "__dataclass_fields__"):
+        remedy = "give the dataclass a __post_init__ that calls super().__init__()"
+    elif hasattr(type(obj), "__attrs_attrs__"):
+        remedy = "give the class an __attrs_post_init__ that calls super().__init__()"
+    else:
+        remedy = "its __init__ must call super().__init__()"
+    raise NotInitializedError(f"{cls} has no lock, because Lockable.__init__ has not run: {remedy}")
+
+
+_native.install(Mutex, _not_initialized, _reduce_locked)

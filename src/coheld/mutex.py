@@ -1,0 +1,206 @@
+"""The handle of a lock: the C mutex, with all that is said and done off its fast path."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from . import _native
+from .backends import files, shm
+from .errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError, TooManyLocksError
+from .owner import Owner
+
+
+class Mutex(_native.Mutex):
+    """A robust, re-entrant lock in shared memory; what an object's ``__lock__`` is.
+
+    One per resource and process: all objects of the resource share it.  acquire, release and with are C.  Methods that
+    begin with an underscore are called by the C code.
+    """
+
+    __slots__ = ()
+    resource: shm.Resource
+    segment: shm.Segment
+
+    @property
+    def label(self) -> str:
+        """The resource, as messages name it."""
+        return self.resource.label(self.offset if self.attached else 0)
+
+    def owner(self) -> Owner | None:
+        """Who holds the lock now, or None; a look without a lock, so it may be a moment old. Never blocks."""
+        depth, since, who = self._record()
+        return Owner(*who, since / 1e9, depth) if depth else None
+
+    def dead(self) -> Owner:
+        """Whose death ``__recover__`` has to look at; meant while RECOVERING is up."""
+        return Owner(*self._dead())
+
+    def recovered(self) -> None:
+        """The caller, who holds the lock, has put right what the dead owner left."""
+        self._flag(_native.RECOVERING, False)
+
+    def created(self) -> None:
+        """The caller, who holds the lock, has made the resource's first state."""
+        self._flag(_native.CREATED, True)
+        self.recovered()
+
+    def __repr__(self) -> str:
+        if not self.attached:
+            return f"<Mutex {self.label}, not attached>"
+        return f"<Mutex {self.label}, {f'held by {owner}' if (owner := self.owner()) else 'free'}>"
+
+    def __copy__(self) -> Mutex:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mutex:
+        return anonymous()
+
+    def __reduce__(self) -> tuple[Callable[..., Mutex], tuple[object, ...]]:
+        self.shared = True
+        token = self.resource.token(self.offset if self.attached else 0)
+        with _handles.guard:
+            _handles.known.setdefault(token, self)
+        return handle, token
+
+    # -- called by the C code ------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Attach, or attach anew where the cell was removed. Raises what the place has to say."""
+        with _handles.guard:
+            if self.attached and not self.flags & _native.REMOVED:
+                return
+            segment, offset = self.resource.attach()
+            try:
+                self.bind(segment, offset)
+            except ValueError as error:
+                raise IncompatibleError(f"{segment.path} is damaged: {error}", resource=self.label) from None
+            if isinstance(self.resource, shm.Named):
+                self.watch()
+
+    def _linked(self) -> bool:
+        """Does the name still lead to this cell? (Session managers remove a user's shared memory at logout.)"""
+        return files.same_file(self.segment.path, self.segment.identity)
+
+    def _owner_died(self, record: tuple[int, int, int, str]) -> None:
+        import logging  # dear to import, and hardly ever needed
+
+        dead = Owner(*record)
+        who = "an owner whose name was not written down yet" if dead.alive() or not dead.pid else f"{dead}"
+        logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, who)
+
+    def _recover(self, obj: object) -> None:
+        """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do."""
+        cls = type(obj)
+        if cls.__mro__[1] is _native.LockableBase:
+            return
+        if hook := getattr(cls, "__recover__", None):
+            hook(obj, self.dead())
+        self.recovered()
+
+    def _not_owner(self) -> NoReturn:
+        owner = self.owner() if self.attached else None
+        holder = f"it is held by {owner}" if owner else "nobody holds it"
+        raise NotOwnerError(
+            f"{self.label}: process {os.getpid()}, thread {threading.get_native_id()} cannot release it: {holder}",
+            resource=self.label,
+            owner=owner,
+        )
+
+    def _timed_out(self, timeout: float) -> NoReturn:
+        owner = self.owner()
+        raise LockTimeout(
+            f"{self.label}: not got within {timeout:g} s; "
+            + (f"held by {owner}" if owner else "its holder has just changed; try again"),
+            resource=self.label,
+            owner=owner,
+            waited=timeout,
+        )
+
+    def _too_many(self) -> NoReturn:
+        raise TooManyLocksError(
+            f"{self.label}: this thread holds {_native.HELD_LIMIT} locks already, and the kernel frees little more than "
+            "that when a thread dies; release some first",
+            resource=self.label,
+        )
+
+    def _too_deep(self) -> NoReturn:
+        raise OverflowError(f"{self.label}: acquired too many times by one thread")
+
+    def _broken(self) -> NoReturn:
+        raise IncompatibleError(f"{self.label}: its memory is damaged; coheld rm removes it", resource=self.label)
+
+
+class _Handles:
+    """The handles that more than one object may come to share, by what travels in a pickle."""
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        self.known: weakref.WeakValueDictionary[tuple[object, ...], Mutex] = weakref.WeakValueDictionary()
+
+
+_handles = _Handles()
+
+
+def _after_fork() -> None:
+    _handles.guard = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def anonymous() -> Mutex:
+    """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
+    arena, offset = shm.new_cell()
+    return Mutex(arena, arena.segment, offset)
+
+
+def named(name: str) -> Mutex:
+    """The lock of that name, made if it is missing. Raises: as the place has to say, IncompatibleError for one."""
+    files.check_name(name)
+    mutex = _known(shm.Named(name, files.lock_directory()))
+    mutex._attach()
+    return mutex
+
+
+def handle(*token: Any) -> Mutex:
+    """What a pickled Mutex is loaded by. Never raises: what cannot be reached raises at the first call."""
+    kind, *where = token
+    if mutex := _handles.known.get(token):
+        return mutex
+    mutex = _known(shm.RemoteCell(*where) if kind == "arena" else shm.Named(*where))
+    with suppress(CoheldError, OSError):
+        mutex._attach()
+    return mutex
+
+
+def _known(resource: shm.Resource) -> Mutex:
+    token = resource.token(0)
+    with _handles.guard:
+        if (mutex := _handles.known.get(token)) is None:
+            mutex = _handles.known[token] = Mutex(resource)
+        return mutex
+
+
+def remove(name: str, timeout: float | None = 0) -> bool:
+    """Remove a named lock: its file goes, and whoever still has it attaches to a new one of that name.
+
+    Takes the lock first, for at most timeout seconds (None: for ever). False: there was none.
+    Raises: LockTimeout: if it is held all that time.
+    """
+    files.check_name(name)
+    if not os.path.lexists(shm.Named(name, files.lock_directory()).path):
+        return False
+    mutex = named(name)
+    if not mutex.acquire(timeout=timeout):
+        mutex._timed_out(timeout or 0)
+    try:
+        mutex._flag(_native.REMOVED, True)
+        shm.unlink_named(mutex.segment)
+    finally:
+        mutex.release()
+    return True
