@@ -134,6 +134,7 @@ static struct {
     uint64_t start;
     uint32_t pid;
     uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out */
+    uint32_t forks;      /* behind us and by us: what was there before the last one, a child may have too */
 } process;
 
 static int expected_kind; /* set by lock_check, once, before any other use */
@@ -158,6 +159,8 @@ static uint64_t start_of(uint32_t id) {
     for (int field = 2; p && field < 22; field++) p = strchr(p + 1, ' ');
     return p ? strtoull(p + 1, NULL, 10) : 0;
 }
+
+static void count_fork(void) { process.forks++; } /* before each fork */
 
 static void forget_parent(void) {
     memset(&me, 0, sizeof me);
@@ -314,6 +317,14 @@ static inline void cell_end(Cell *c) {
     __atomic_store_n(&c->depth, 0, __ATOMIC_RELEASE);
     me.held--;
     pthread_mutex_unlock(&c->mutex);
+}
+
+/* Give one level back. */
+static inline void cell_release(Cell *c) {
+    if (LOAD(&c->depth) > 1)
+        cell_back(c);
+    else
+        cell_end(c);
 }
 
 /* One wait, from the first failed try to the lock or to giving up. */

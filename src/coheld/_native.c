@@ -295,8 +295,8 @@ typedef struct {
     PyObject *resource;   /* what it is and how to attach, for lockable.py */
     PyObject *weakrefs;
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none */
-    uint32_t generation;
-    char shared;          /* left this process (pickled): the cell is never reused */
+    uint32_t forks;       /* of this process when the handle was made: a child may have the cell of an older one */
+    char shared;          /* others may have the cell, by pickle or by name: it is never reused */
 } Mutex;
 
 static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
@@ -307,7 +307,6 @@ static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
     }
     /* A segment that is replaced stays mapped for ever: a thread may still be on its way out of the old cell. */
     self->segment = (Segment *)Py_NewRef(segment);
-    self->generation = process.generation;
     __atomic_store_n(&self->cell, (Cell *)(segment->base + offset), __ATOMIC_RELEASE);
     return 0;
 }
@@ -317,11 +316,13 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     PyObject *resource, *segment = Py_None;
     Py_ssize_t offset = 0;
     if (!PyArg_ParseTuple(args, "O|On:Mutex", &resource, &segment, &offset)) return NULL;
-    State *state = PyType_GetModuleState(type->tp_base ? type->tp_base : type);
+    PyObject *module = PyType_GetModuleByDef(type, &module_def);
+    State *state = module ? PyModule_GetState(module) : NULL;
     Mutex *self = state ? (Mutex *)type->tp_alloc(type, 0) : NULL;
     if (!self) return NULL;
     self->resource = Py_NewRef(resource);
     self->next_check = FOREVER;
+    self->forks = process.forks;
     if (segment == Py_None) return (PyObject *)self;
     if (!PyObject_TypeCheck(segment, (PyTypeObject *)state->segment_type))
         PyErr_SetString(PyExc_TypeError, "segment must be a Segment");
@@ -338,10 +339,9 @@ static void mutex_dealloc(Mutex *self) {
     if (self->weakrefs) PyObject_ClearWeakRefs((PyObject *)self);
     if (self->cell) {
         Cell *c = self->cell;
-        int fresh = self->generation == process.generation && self->segment->generation == process.generation;
         if (word_load(c)) {
             if (LOAD(&c->owner.pid) == process.pid) Py_INCREF(self->segment);
-        } else if (fresh && !self->shared && self->segment->used > HEADER_SIZE) {
+        } else if (self->forks == process.forks && !self->shared) {
             segment_give_back(self->segment, (size_t)((char *)c - self->segment->base));
         }
     }
@@ -411,13 +411,13 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead)
         if (!linked) STORE(&c->flags, LOAD(&c->flags) | REMOVED);
     }
     if (LOAD(&c->flags) & REMOVED) {
-        cell_end(c);
+        cell_release(c);
         return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
     }
     if (LOAD(&c->flags) & RECOVERING && obj && call_hook(self, "_recover", obj) < 0) goto failed;
     return 1;
 failed:
-    cell_end(c);
+    cell_release(c);
     return -1;
 }
 
@@ -462,10 +462,7 @@ static inline int mutex_release(Mutex *self) {
     if (UNLIKELY(!c)) return -1;
     if (UNLIKELY(!me.tid)) find_myself();
     if (UNLIKELY(!cell_mine(c))) return -1;
-    if (LOAD(&c->depth) > 1)
-        cell_back(c);
-    else
-        cell_end(c);
+    cell_release(c);
     return 0;
 }
 
@@ -519,6 +516,7 @@ static PyObject *mutex_bind(Mutex *self, PyObject *args) {
     State *state = state_of((PyObject *)self);
     if (!state || !PyArg_ParseTuple(args, "O!n:bind", state->segment_type, &segment, &offset)) return NULL;
     if (mutex_bind_cell(self, (Segment *)segment, (size_t)offset)) return NULL;
+    self->shared = 1;
     Py_RETURN_NONE;
 }
 
@@ -833,6 +831,15 @@ static PyObject *native_hang(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* peek(obj): what its __lock__ is, or None; without its __getattr__ and without making its __dict__. */
+static PyObject *native_peek(PyObject *module, PyObject *obj) {
+    State *state = PyModule_GetState(module);
+    PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
+    if (lock || !PyErr_ExceptionMatches(PyExc_AttributeError)) return lock;
+    PyErr_Clear();
+    Py_RETURN_NONE;
+}
+
 /* lock_of(obj): its Mutex, or NotInitializedError. */
 static PyObject *native_lock_of(PyObject *module, PyObject *obj) {
     return (PyObject *)lock_of(PyModule_GetState(module), obj);
@@ -845,6 +852,7 @@ static PyObject *native_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNU
 static PyMethodDef module_methods[] = {
     {"install", native_install, METH_VARARGS, "install(mutex_type, not_initialized, reduce_locked): once, by lockable."},
     {"hang", native_hang, METH_VARARGS, "hang(obj, lock): set obj.__lock__ past any __setattr__."},
+    {"peek", native_peek, METH_O, "peek(obj): what its __lock__ is, or None."},
     {"lock_of", native_lock_of, METH_O, "lock_of(obj): its Mutex; NotInitializedError if it has none."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},
@@ -911,6 +919,6 @@ PyMODINIT_FUNC PyInit__native(void);
 
 PyMODINIT_FUNC PyInit__native(void) {
     static int prepared; /* importing twice, from another interpreter, must not register twice */
-    if (!prepared) prepared = !pthread_atfork(NULL, NULL, forget_parent);
+    if (!prepared) prepared = !pthread_atfork(count_fork, NULL, forget_parent);
     return PyModuleDef_Init(&module_def);
 }

@@ -44,11 +44,11 @@ class Lockable(_native.LockableBase):
     def __init__(
         self, *args: Any, lock_name: str | None = None, lock_backend: str | None = None, **kwargs: Any
     ) -> None:
-        _hang_lock(self, lock_name, lock_backend)
+        lock = _hang_lock(self, lock_name, lock_backend)
         init = super().__init__
         if getattr(init, "__objclass__", None) is not object or type(self).__new__ is object.__new__:
             init(*args, **kwargs)  # else object's, which would refuse what __new__ has consumed
-        _create(self)
+        _create(self, lock)
 
     @overload
     @staticmethod
@@ -77,30 +77,31 @@ class Lockable(_native.LockableBase):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(max(int(protocol), 2))
-        lock = self.__dict__.get("__lock__")
+        lock = _native.peek(self)
         if isinstance(reduced, str) or lock is None:
             return reduced
         make, args, *rest = reduced
         return (_rebuild, (lock, make, args), *rest)
 
 
-def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> None:
-    """Give the object its lock.  One that has an anonymous lock keeps it: a diamond may call __init__ twice, and others
-    may hold it by now."""
-    if name is None:
-        if backend is not None:
-            raise TypeError("lock_backend needs a lock_name: anonymous locks live in this machine's memory")
-        if not isinstance(obj.__dict__.get("__lock__"), Mutex):
-            _native.hang(obj, _mutex.anonymous())
-        return
-    backend_of(backend)
-    _native.hang(obj, _mutex.named(name))
+def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> Mutex:
+    """Give the object its lock.  One that has a lock keeps it, unless another is named: a diamond may call __init__
+    twice, and others may hold it by now."""
+    if name is None and backend is not None:
+        raise TypeError("lock_backend needs a lock_name: anonymous locks live in this machine's memory")
+    lock: Mutex | None = _native.peek(obj)
+    if name is not None:
+        backend_of(backend)
+        lock = _mutex.named(name)
+    elif not isinstance(lock, Mutex):
+        lock = _mutex.anonymous()
+    _native.hang(obj, lock)
+    return lock
 
 
-def _create(obj: Lockable) -> None:
+def _create(obj: Lockable, lock: Mutex) -> None:
     """Run ``__create__`` unless it has returned before, here or elsewhere; blocks while another process is in it."""
     hook = getattr(type(obj), "__create__", None)
-    lock = obj.__lock__
     if hook is None or lock.flags & _native.CREATED:
         return
     with lock:
@@ -177,8 +178,8 @@ def _not_initialized(obj: Any) -> NoReturn:
     cls = type(obj).__qualname__
     if not isinstance(obj, Lockable):
         raise NotInitializedError(f"{cls} has locked methods but does not inherit Lockable")
-    if "__lock__" in obj.__dict__:
-        raise NotInitializedError(f"{cls}: its __lock__ is {obj.__dict__['__lock__']!r}, not a lock of coheld")
+    if (lock := _native.peek(obj)) is not None:
+        raise NotInitializedError(f"{cls}: its __lock__ is {lock!r}, not a lock of coheld")
     if hasattr(type(obj), "__dataclass_fields__"):
         remedy = "give the dataclass a __post_init__ that calls super().__init__()"
     elif hasattr(type(obj), "__attrs_attrs__"):

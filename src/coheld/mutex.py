@@ -123,8 +123,8 @@ class Mutex(_native.Mutex):
 
     def _too_many(self) -> NoReturn:
         raise TooManyLocksError(
-            f"{self.label}: this thread holds {_native.HELD_LIMIT} locks already, and the kernel frees little more than "
-            "that when a thread dies; release some first",
+            f"{self.label}: this thread holds {_native.HELD_LIMIT} locks already, and the kernel frees little more "
+            "than that when a thread dies; release some first",
             resource=self.label,
         )
 
@@ -139,18 +139,15 @@ class _Handles:
     """The handles that more than one object may come to share, by what travels in a pickle."""
 
     def __init__(self) -> None:
-        self.guard = threading.RLock()
         self.known: weakref.WeakValueDictionary[tuple[object, ...], Mutex] = weakref.WeakValueDictionary()
+        self.begin()
+
+    def begin(self) -> None:
+        self.guard = threading.RLock()  # a forked child must not inherit it locked
 
 
 _handles = _Handles()
-
-
-def _after_fork() -> None:
-    _handles.guard = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_handles.begin)
 
 
 def anonymous() -> Mutex:

@@ -189,7 +189,7 @@ def directory_locked(directory: str) -> Iterator[None]:
 
 
 def check_name(name: object) -> None:
-    """Raises: TypeError: if name is not a string.  ValueError: if it is empty, has a NUL, or over 255 bytes of UTF-8."""
+    """Raises: TypeError: if name is no string.  ValueError: if it is empty, has a NUL, or over 255 bytes of UTF-8."""
     if not isinstance(name, str):
         raise TypeError(f"lock_name must be a string, not {type(name).__name__}")
     try:

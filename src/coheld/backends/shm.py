@@ -37,22 +37,18 @@ class Segment(_native.Segment):
 class _Process:
     """What belongs to this process alone: a forked child begins anew, but keeps what it inherited mapped."""
 
-    def __init__(self, segments: weakref.WeakValueDictionary[str, Segment]) -> None:
+    def __init__(self) -> None:
+        self.segments: weakref.WeakValueDictionary[str, Segment] = weakref.WeakValueDictionary()
+        self.begin()
+
+    def begin(self) -> None:
         self.guard = threading.RLock()
-        self.segments = segments
         self.arena: Arena | None = None
         self.leaves_at_exit = False
 
 
-_process = _Process(weakref.WeakValueDictionary())
-
-
-def _after_fork() -> None:
-    global _process
-    _process = _Process(_process.segments)
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_process = _Process()
+os.register_at_fork(after_in_child=_process.begin)
 
 
 class Arena:
@@ -158,7 +154,7 @@ def _new_arena() -> Arena:
     files.sweep(directory)
     made, fd = files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.ARENA))
     fcntl.flock(fd, fcntl.LOCK_SH)
-    path = made.replace(".new-", "arena-")
+    path = os.path.join(directory, os.path.basename(made).replace(".new-", "arena-"))
     os.rename(made, path)
     _process.segments[path] = segment = _mapped(path, fd, _ARENA_SPAN, 1 << 20)
     _leave_at_exit()
