@@ -185,7 +185,13 @@ def directory_locked(directory: str) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(fd)
+        _unlock_and_close(fd)
+
+
+def _unlock_and_close(fd: int) -> None:
+    """A child that another thread forks meanwhile has the descriptor too: closing ours would leave the flock there."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
 
 
 def check_name(name: object) -> None:
@@ -261,7 +267,7 @@ def _unlink_unused(path: str) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path)
         finally:
-            os.close(fd)
+            _unlock_and_close(fd)
 
 
 def _mapped_files(directory: str) -> set[str]:
