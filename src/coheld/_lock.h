@@ -170,9 +170,9 @@ static void forget_parent(void) {
 }
 
 static void __attribute__((noinline)) find_myself(void) {
-    if (!process.pid) {
-        process.start = start_of((uint32_t)getpid());
-        process.pid = (uint32_t)getpid();
+    if (!__atomic_load_n(&process.pid, __ATOMIC_ACQUIRE)) {
+        STORE(&process.start, start_of((uint32_t)getpid()));
+        __atomic_store_n(&process.pid, (uint32_t)getpid(), __ATOMIC_RELEASE);
     }
     if (getrandom(&me.nonce, sizeof me.nonce, GRND_NONBLOCK) != sizeof me.nonce)
         me.nonce = clock_ns(CLOCK_BOOTTIME) * 0x9E3779B97F4A7C15u ^ (uint64_t)(uintptr_t)&me;

@@ -414,7 +414,7 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead)
         cell_release(c);
         return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
     }
-    if (LOAD(&c->flags) & RECOVERING && obj && call_hook(self, "_recover", obj) < 0) goto failed;
+    if (LOAD(&c->flags) & RECOVERING && call_hook(self, "_recover", obj ? obj : Py_None) < 0) goto failed;
     return 1;
 failed:
     cell_release(c);

@@ -96,7 +96,7 @@ class Mutex(_native.Mutex):
     def _recover(self, obj: object) -> None:
         """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do."""
         cls = type(obj)
-        if cls.__mro__[1] is _native.LockableBase:
+        if obj is None or cls.__mro__[1] is _native.LockableBase:
             return
         if hook := getattr(cls, "__recover__", None):
             hook(obj, self.dead())
