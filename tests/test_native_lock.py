@@ -22,8 +22,7 @@ def build(directory: Path, flags: list[str]) -> Path:
     source = ROOT / "tests" / "native" / "drive_lock.c"
     warnings = ["-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-unused-function"]
     subprocess.run(
-        ["cc", "-std=gnu11", "-O1", "-g", *warnings, *flags, "-pthread", f"-I{ROOT / 'src' / 'coheld'}"]
-        + ["-o", str(program), str(source)],
+        ["cc", "-std=gnu11", "-O1", "-g", *warnings, *flags, "-pthread", f"-I{ROOT}/src/coheld", "-o", program, source],
         check=True,
     )
     return program
