@@ -25,10 +25,11 @@
  *
  * Why no sleeper is lost.  A waiter sleeps only on a word that it has seen with WAITERS set, and the kernel compares
  * again.  An unlock swaps in 0 and wakes one if the bit was set.  The bit is then gone though more may sleep: so
- * every acquirer that sees enrolled waiters ORs it back, and the next unlock wakes the next one.  Enrolment comes
- * before the bit, and the acquirer read the word after the unlocker that consumed the bit, so it sees them.  What
- * remains is death: an unlocker killed between its store and its wake, or a woken waiter killed before its trylock.
- * There the next acquirer's OR, or the end of a bounded sleep, is what wakes.
+ * every acquirer that sees enrolled waiters, or has slept itself, ORs it back, and the next unlock wakes the next one.
+ * Enrolment comes before the bit, and the acquirer read the word after the unlocker that consumed the bit, so it sees
+ * them.  What remains is death: an unlocker killed between its store and its wake, or a woken waiter killed before its
+ * trylock.  There the next acquirer's OR, or the end of a bounded sleep, is what wakes.  tests/models searches all of
+ * this, every interleaving of it, and finds what each rule is there for.
  */
 
 #ifndef COHELD_LOCK_H
@@ -267,16 +268,35 @@ static void __attribute__((noinline)) cell_end_handoff(Cell *c) {
     futex_wake(&c->handoff, INT_MAX);
 }
 
-/* One try; never blocks.  myself: how many of the enrolled waiters are me.  0: held now; EOWNERDEAD: held now, and
- * dead is who had it; EBUSY; else the mutex is broken. */
-static inline int cell_try(Cell *c, uint32_t myself, Record *dead) {
+/* One wait, from the first failed try to the lock or to giving up. */
+typedef struct {
+    uint64_t epoch;
+    uint64_t seen_at;    /* since when the owner was the one of seen_word and seen_nonce */
+    uint64_t seen_nonce;
+    uint64_t boot_ticks; /* seen_at on the clock of start_of */
+    uint32_t seen_tid;
+    int enrolled;
+    int slept;
+    int examined;
+} Waiter;
+
+/* May others sleep behind the bit that the last unlock consumed?  If somebody else is enrolled; and always for one that
+ * has slept itself: a waiter that a new epoch has forgotten may have been on its way to sleep just then. */
+static inline int cell_crowded(Cell *c, const Waiter *w) {
+    uint64_t waiters = __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST);
+    uint32_t myself = w && w->enrolled && waiters >> 32 == w->epoch;
+    return (uint32_t)waiters > myself || (w && w->slept);
+}
+
+/* One try; never blocks.  w: my wait; NULL: I do not wait.  0: held now; EOWNERDEAD: held now, and dead is who had it;
+ * EBUSY; else the mutex is broken. */
+static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
     int rc = pthread_mutex_trylock(&c->mutex);
     if (UNLIKELY(rc)) {
         if (rc != EOWNERDEAD) return rc;
         cell_inherit(c, dead);
     }
-    /* Others may sleep behind the bit that the last unlock consumed. */
-    if (UNLIKELY(cell_waiting(c) > myself)) __atomic_fetch_or(word_of(c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
+    if (UNLIKELY(cell_crowded(c, w))) __atomic_fetch_or(word_of(c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
     if (UNLIKELY(__atomic_load_n(&c->handoff, __ATOMIC_RELAXED))) cell_end_handoff(c);
     return rc;
 }
@@ -327,17 +347,6 @@ static inline void cell_release(Cell *c) {
         cell_end(c);
 }
 
-/* One wait, from the first failed try to the lock or to giving up. */
-typedef struct {
-    uint64_t epoch;
-    uint64_t seen_at;    /* since when the owner was the one of seen_word and seen_nonce */
-    uint64_t seen_nonce;
-    uint64_t boot_ticks; /* seen_at on the clock of start_of */
-    uint32_t seen_tid;
-    int enrolled;
-    int examined;
-} Waiter;
-
 /* Count me among the waiters of this epoch, if I am not: a new epoch has forgotten everyone. */
 static void waiter_enrol(Cell *c, Waiter *w, uint64_t now) {
     uint64_t old = __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST);
@@ -347,10 +356,6 @@ static void waiter_enrol(Cell *c, Waiter *w, uint64_t now) {
     } while (!__atomic_compare_exchange_n(&c->waiters, &old, old + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     w->enrolled = 1;
     if ((uint32_t)old == 0) STORE(&c->waiting_since, now);
-}
-
-static uint32_t waiter_counted(Cell *c, const Waiter *w) {
-    return w->enrolled && __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST) >> 32 == w->epoch;
 }
 
 /* Leave, with the lock (owns) or without it. The others' wait is young again where I got it: without that, calls
@@ -399,7 +404,9 @@ static int waiter_sleep(Cell *c, Waiter *w, uint64_t deadline) {
     if (!(word & FUTEX_WAITERS) && !word_swap(c, word, word | FUTEX_WAITERS)) return 0;
     uint64_t until = now + (w->examined ? SLICE : EXAMINE_AFTER);
     if (until > deadline) until = deadline;
-    return futex_sleep(word_of(c), word | FUTEX_WAITERS, until) == EINTR ? EINTR : 0;
+    int rc = futex_sleep(word_of(c), word | FUTEX_WAITERS, until);
+    if (rc != EAGAIN) w->slept = 1;
+    return rc == EINTR ? EINTR : 0;
 }
 
 /* A newcomer lets those pass who have waited long.  If nobody took the lock in that time, whoever was counted is

@@ -368,7 +368,7 @@ static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
             rc = -1;
             break;
         }
-        rc = cell_try(c, waiter_counted(c, &w), dead);
+        rc = cell_try(c, &w, dead);
         if (rc != EBUSY) break;
         if (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline) {
             rc = ETIMEDOUT;
@@ -438,7 +438,7 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
             return rc ? call_hook(self, "_too_deep", NULL) : 1;
         }
         if (UNLIKELY(me.held >= HELD_LIMIT)) return call_hook(self, "_too_many", NULL);
-        rc = UNLIKELY(LOAD(&c->handoff)) && timeout ? EBUSY : cell_try(c, 0, &dead);
+        rc = UNLIKELY(LOAD(&c->handoff)) && timeout ? EBUSY : cell_try(c, NULL, &dead);
         if (UNLIKELY(rc == EBUSY)) {
             if (!timeout) return 0;
             if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;

@@ -24,11 +24,11 @@ static int take(Cell *c) {
     static const Label label = {"drive"};
     Record dead;
     if (!me.tid) find_myself();
-    int rc = LOAD(&c->handoff) ? EBUSY : cell_try(c, 0, &dead);
+    int rc = LOAD(&c->handoff) ? EBUSY : cell_try(c, NULL, &dead);
     Waiter w = {0};
     if (rc == EBUSY && LOAD(&c->handoff)) newcomer_stand_back(c, FOREVER);
     while (rc == EBUSY) {
-        rc = cell_try(c, waiter_counted(c, &w), &dead);
+        rc = cell_try(c, &w, &dead);
         if (rc == EBUSY) waiter_sleep(c, &w, FOREVER);
     }
     waiter_leave(c, &w, 1);
