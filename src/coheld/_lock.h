@@ -18,7 +18,7 @@
  *                   every acquirer and by a newcomer that slept in vain.
  *   flags           RECOVERING: an owner died, __recover__ has not returned since.  REMOVED: this cell is no longer
  *                   what its name means, attach anew.  CREATED: __create__ has returned.  Written by the owner only.
- *   owner record    nonce, pid, tid, start, since, method, depth: written by the owner only.  Truth to the owner
+ *   owner record    nonce, since, who (process), tid, method, depth: written by the owner only.  Truth to the owner
  *                   itself (the nonce is unlike any other thread's, ever), hints to everyone else.  depth is the
  *                   last written at entry and the first cleared at exit: where it is 0 no body is running.
  *   counters        written by the owner only.
@@ -89,10 +89,14 @@ typedef struct {
     char text[LABEL_SIZE]; /* the method's name, cut and padded with zeros */
 } Label;
 
+/* Process number and start (clock ticks since boot) in one word: 22 bits, as many as Linux gives out, and 42. */
+#define PID_BITS 22
+#define WHO(pid, start) ((uint64_t)(start) << PID_BITS | (pid))
+
 typedef struct {
-    uint64_t start; /* of the process, clock ticks since boot */
-    uint32_t pid;
+    uint64_t who;
     uint32_t tid;
+    uint32_t depth;
     Label method;
 } Record;
 
@@ -101,13 +105,11 @@ typedef struct {
     uint32_t handoff;
     uint32_t flags;
     uint64_t waiters;
-    uint64_t waiting_since;
-    uint64_t nonce; /* of the owning thread */
-    uint64_t since; /* CLOCK_MONOTONIC_COARSE, ns */
-    uint32_t depth;
-    uint32_t reserved;
-    Record owner;
     uint64_t acquisitions;
+    uint64_t nonce; /* of the owning thread; an uncontended call ends with this second cache line */
+    uint64_t since; /* CLOCK_MONOTONIC_COARSE, ns */
+    Record owner;
+    uint64_t waiting_since;
     uint64_t contended;
     uint64_t recoveries;
     uint64_t task_start; /* an owner that is a task and not a thread: laid out, not in use yet */
@@ -117,11 +119,13 @@ typedef struct {
     uint32_t task_futex;
     Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
     uint64_t context; /* of the owning task: laid out, not in use yet */
+    uint64_t reserved;
     uint32_t magic;
     uint32_t kind; /* pthread's word for robust, shared, recursive, as lock_check read it */
 } Cell;
 
 _Static_assert(sizeof(pthread_mutex_t) == 40 && sizeof(Cell) == CELL_SIZE, "the layout of a cell is a file format");
+_Static_assert(offsetof(Cell, nonce) == 64 && offsetof(Cell, waiting_since) == 128, "two cache lines for a call");
 
 /* Who I am.  Initial-exec TLS: one load.  A forked child's only thread gets a new identity (forget_parent). */
 static __thread struct {
@@ -132,8 +136,7 @@ static __thread struct {
 
 /* The process: written by the first thread that asks, with the same values by any other; anew after a fork. */
 static struct {
-    uint64_t start;
-    uint32_t pid;
+    uint64_t who; /* 0: not asked for yet */
     uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out */
     uint32_t forks;      /* behind us and by us: what was there before the last one, a child may have too */
 } process;
@@ -165,16 +168,13 @@ static void count_fork(void) { process.forks++; } /* before each fork */
 
 static void forget_parent(void) {
     memset(&me, 0, sizeof me);
-    process.start = 0;
-    process.pid = 0;
+    process.who = 0;
     process.generation++;
 }
 
 static void __attribute__((noinline)) find_myself(void) {
-    if (!__atomic_load_n(&process.pid, __ATOMIC_ACQUIRE)) {
-        STORE(&process.start, start_of((uint32_t)getpid()));
-        __atomic_store_n(&process.pid, (uint32_t)getpid(), __ATOMIC_RELEASE);
-    }
+    uint32_t pid = (uint32_t)getpid();
+    if (!LOAD(&process.who)) STORE(&process.who, WHO(pid, start_of(pid)));
     if (getrandom(&me.nonce, sizeof me.nonce, GRND_NONBLOCK) != sizeof me.nonce)
         me.nonce = clock_ns(CLOCK_BOOTTIME) * 0x9E3779B97F4A7C15u ^ (uint64_t)(uintptr_t)&me;
     me.nonce |= 1; /* never the 0 of a fresh cell */
@@ -256,7 +256,7 @@ static inline uint32_t cell_waiting(Cell *c) { return (uint32_t)__atomic_load_n(
  * work that is half done. */
 static void cell_inherit(Cell *c, Record *dead) {
     pthread_mutex_consistent(&c->mutex);
-    STORE(&c->depth, 0);
+    STORE(&c->owner.depth, 0);
     *dead = c->owner;
     if (!(LOAD(&c->flags) & RECOVERING)) c->dead = c->owner;
     STORE(&c->flags, LOAD(&c->flags) | RECOVERING);
@@ -304,13 +304,12 @@ static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
 /* Write the owner record; depth last. */
 static inline void cell_begin(Cell *c, const Label *method) {
     STORE(&c->nonce, me.nonce);
-    STORE(&c->owner.pid, process.pid);
+    STORE(&c->owner.who, process.who);
     STORE(&c->owner.tid, me.tid);
-    STORE(&c->owner.start, process.start);
     STORE(&c->since, clock_ns(CLOCK_MONOTONIC_COARSE));
     c->owner.method = *method;
     STORE(&c->acquisitions, LOAD(&c->acquisitions) + 1);
-    __atomic_store_n(&c->depth, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&c->owner.depth, 1, __ATOMIC_RELEASE);
     me.held++;
 }
 
@@ -322,26 +321,26 @@ static void __attribute__((noinline)) cell_offer(Cell *c) {
 /* One level more, and one less, of a lock that is mine. */
 static inline int cell_again(Cell *c) {
     int rc = pthread_mutex_trylock(&c->mutex);
-    if (!rc) STORE(&c->depth, LOAD(&c->depth) + 1);
+    if (!rc) STORE(&c->owner.depth, LOAD(&c->owner.depth) + 1);
     return rc;
 }
 
 static inline void cell_back(Cell *c) {
-    STORE(&c->depth, LOAD(&c->depth) - 1);
+    STORE(&c->owner.depth, LOAD(&c->owner.depth) - 1);
     pthread_mutex_unlock(&c->mutex);
 }
 
 /* Give the outermost level back. */
 static inline void cell_end(Cell *c) {
     if (UNLIKELY(cell_waiting(c))) cell_offer(c);
-    __atomic_store_n(&c->depth, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&c->owner.depth, 0, __ATOMIC_RELEASE);
     me.held--;
     pthread_mutex_unlock(&c->mutex);
 }
 
 /* Give one level back. */
 static inline void cell_release(Cell *c) {
-    if (LOAD(&c->depth) > 1)
+    if (LOAD(&c->owner.depth) > 1)
         cell_back(c);
     else
         cell_end(c);

@@ -340,7 +340,7 @@ static void mutex_dealloc(Mutex *self) {
     if (self->cell) {
         Cell *c = self->cell;
         if (word_load(c)) {
-            if (LOAD(&c->owner.pid) == process.pid) Py_INCREF(self->segment);
+            if (LOAD(&c->owner.who) == process.who) Py_INCREF(self->segment);
         } else if (self->forks == process.forks && !self->shared) {
             segment_give_back(self->segment, (size_t)((char *)c - self->segment->base));
         }
@@ -391,8 +391,9 @@ static PyObject *label_text(const Label *label) {
 
 /* (pid, start, tid, method) */
 static PyObject *record_tuple(const Record *r) {
-    return Py_BuildValue("IKIN", LOAD(&r->pid), (unsigned long long)LOAD(&r->start), LOAD(&r->tid),
-                         label_text(&r->method));
+    uint64_t who = LOAD(&r->who);
+    return Py_BuildValue("IKIN", (unsigned)(who & ((1u << PID_BITS) - 1)), (unsigned long long)(who >> PID_BITS),
+                         LOAD(&r->tid), label_text(&r->method));
 }
 
 /* The rare duties of a new owner: 1, go on; 0, the cell is retired and left, begin again; -1, raised and left. */
@@ -545,7 +546,7 @@ static PyObject *mutex_flag(Mutex *self, PyObject *args) {
 static PyObject *mutex_record(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     if (!self->cell) return not_attached();
     Cell *c = self->cell;
-    unsigned depth = word_load(c) & FUTEX_TID_MASK ? __atomic_load_n(&c->depth, __ATOMIC_ACQUIRE) : 0;
+    unsigned depth = word_load(c) & FUTEX_TID_MASK ? __atomic_load_n(&c->owner.depth, __ATOMIC_ACQUIRE) : 0;
     return Py_BuildValue("IKN", depth, (unsigned long long)LOAD(&c->since), record_tuple(&c->owner));
 }
 
@@ -678,6 +679,7 @@ static PyType_Spec base_spec = {"coheld._native.LockableBase", 0, 0, Py_TPFLAGS_
 typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
+    State *state; /* of the module, which the type keeps alive */
     PyObject *func;
     PyObject *timeout; /* as given, seconds or None */
     PyObject *dict;
@@ -689,11 +691,10 @@ typedef struct {
 /* Lock, call, unlock, with no bytecode of ours between.  An exception of the call is what the caller sees, also
  * where the lock was not ours to give back (a forked child that returns from its parent's call). */
 static PyObject *locked_call(LockedMethod *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
-    State *state = PyType_GetModuleState(Py_TYPE(self));
     if (UNLIKELY(!PyVectorcall_NARGS(nargsf)))
         return PyErr_Format(PyExc_TypeError, "%R must be called with its instance as the first argument", self);
     PyObject *obj = args[0];
-    Mutex *lock = lock_of(state, obj);
+    Mutex *lock = lock_of(self->state, obj);
     if (UNLIKELY(!lock)) return NULL;
     PyObject *result = NULL;
     int rc = mutex_acquire(lock, obj, &self->label, self->timeout_ns);
@@ -721,6 +722,7 @@ static PyObject *locked_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     LockedMethod *self = (LockedMethod *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->vectorcall = (vectorcallfunc)locked_call;
+    self->state = PyType_GetModuleState(type);
     self->func = Py_NewRef(func);
     self->timeout = Py_NewRef(timeout);
     self->timeout_ns = ns;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -87,8 +88,6 @@ class Mutex(_native.Mutex):
         return files.same_file(self.segment.path, self.segment.identity)
 
     def _owner_died(self, record: tuple[int, int, int, str]) -> None:
-        import logging  # dear to import, and hardly ever needed
-
         dead = Owner(*record)
         who = "an owner whose name was not written down yet" if dead.alive() or not dead.pid else f"{dead}"
         logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, who)
