@@ -2,7 +2,9 @@
 
     errors.py      every exception
     owner.py       who: process and thread; are they still alive
+    ward.py        a process that works on behalf of an owner, and is waited for if that is killed
     _lock.h        the robust mutex, in plain C, with its states
+    _segment.h     mapped files of cells, in plain C
     _native.c      the Python types over it, and the fast path of a locked call
     backends/      where locks live: a URL names one; files.py the directory, shm.py shared memory
     mutex.py       the handle of a lock: what is said and done off the fast path

@@ -17,10 +17,12 @@
  *   handoff         1: somebody has waited long, newcomers let them pass.  Set by an unlocking owner, cleared by
  *                   every acquirer and by a newcomer that slept in vain.
  *   flags           RECOVERING: an owner died, __recover__ has not returned since.  REMOVED: this cell is no longer
- *                   what its name means, attach anew.  CREATED: __create__ has returned.  Written by the owner only.
+ *                   what its name means, attach anew.  CREATED: __create__ has returned.  WARDED: a process works on
+ *                   behalf of the owner, and must be gone before another's body runs.  Written by the owner only.
  *   owner record    nonce, since, who (process), tid, method, depth: written by the owner only.  Truth to the owner
  *                   itself (the nonce is unlike any other thread's, ever), hints to everyone else.  depth is the
- *                   last written at entry and the first cleared at exit: where it is 0 no body is running.
+ *                   last written at entry and the first cleared at exit: where it is 0 no body is running, and where who is
+ *                   0 nobody's name is written.
  *   counters        written by the owner only.
  *
  * Why no sleeper is lost.  A waiter sleeps only on a word that it has seen with WAITERS set, and the kernel compares
@@ -81,9 +83,9 @@ enum {
 static const uint64_t HANDOFF_AGE = MS / 2;   /* a wait older than this is handed the lock */
 static const uint64_t HANDOFF_SLEEP = 5 * MS; /* how long a newcomer lets others pass */
 static const uint64_t EXAMINE_AFTER = 200 * MS; /* the same owner for so long: is it alive? */
-static const uint64_t SLICE = 1000 * MS;      /* no sleep is longer */
+static const uint64_t SLICE = 1000 * MS; /* no sleep is longer; in a queue that takes longer the order is not kept */
 
-enum { RECOVERING = 1, REMOVED = 2, CREATED = 4 };
+enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8 };
 
 typedef struct {
     char text[LABEL_SIZE]; /* the method's name, cut and padded with zeros */
@@ -334,6 +336,7 @@ static inline void cell_back(Cell *c) {
 static inline void cell_end(Cell *c) {
     if (UNLIKELY(cell_waiting(c))) cell_offer(c);
     __atomic_store_n(&c->owner.depth, 0, __ATOMIC_RELEASE);
+    STORE(&c->owner.who, 0); /* a death before the next owner has written its name must not be blamed on me */
     me.held--;
     pthread_mutex_unlock(&c->mutex);
 }
@@ -401,7 +404,8 @@ static int waiter_sleep(Cell *c, Waiter *w, uint64_t deadline) {
     if (!(word & FUTEX_TID_MASK)) return 0; /* free, or its owner died: try */
     waiter_look(c, w, word, now);
     if (!(word & FUTEX_WAITERS) && !word_swap(c, word, word | FUTEX_WAITERS)) return 0;
-    uint64_t until = now + (w->examined ? SLICE : EXAMINE_AFTER);
+    int alone = cell_waiting(c) <= 1; /* who is not, loses its place among the sleepers when its sleep ends */
+    uint64_t until = now + (alone && !w->examined ? EXAMINE_AFTER : SLICE);
     if (until > deadline) until = deadline;
     int rc = futex_sleep(word_of(c), word | FUTEX_WAITERS, until);
     if (rc != EAGAIN) w->slept = 1;

@@ -1,4 +1,4 @@
-/* The Python types over the robust mutex of _lock.h, and the fast path of a locked call.
+/* The Python types over the robust mutex of _lock.h and the areas of _segment.h, and the fast path of a locked call.
  *
  * Everything between the lock taken and the lock given back is C: no bytecode boundary of ours lies there, so an
  * interrupt cannot leave a lock held.  Without the GIL: ownership is per thread and lives in _lock.h; what one object
@@ -11,7 +11,7 @@
 #include <Python.h>
 #include <structmember.h>
 
-#include "_lock.h"
+#include "_segment.h"
 
 /* ==== 2. Module state and small helpers ==== */
 
@@ -63,84 +63,28 @@ static int parse_timeout(PyObject *timeout, uint64_t *ns) {
 
 typedef struct {
     PyObject_HEAD
-    char *base;
-    size_t length;
-    int fd;
-    dev_t device; /* which file fd is: a daemon that closes all its descriptors may have another behind the number */
-    ino_t inode;
-    uint32_t generation; /* of the process that made it: an arena hands out cells in that process only */
-    pthread_mutex_t guard; /* of the four below; leaf, held for no Python code */
-    size_t used;         /* bytes handed out, the header included */
-    size_t reserved;     /* bytes that the file system has promised */
-    uint32_t *free_cells;
-    size_t free_count, free_room;
+    Area area;
 } Segment;
-
-enum { HEADER_SIZE = 4096, FIRST_CHUNK = 64 * 1024, LARGEST_CHUNK = 16 * 1024 * 1024 };
-
-/* Map through an open file of its own: a mapping keeps the flock of the file that it was made from, and a process
- * that is about to end could not give up its share. */
-static void *map_anew(int fd, size_t *length, size_t least) {
-    char path[40];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int file = open(path, O_RDWR | O_CLOEXEC);
-    if (file < 0) return MAP_FAILED;
-    void *base;
-    while ((base = mmap(NULL, *length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0)) == MAP_FAILED
-           && *length / 2 >= least)
-        *length /= 2;
-    int error = errno;
-    close(file);
-    errno = error;
-    return base;
-}
 
 /* Segment(fd, length, least): map up to length bytes of the file, at least least where address space is short.
  * Owns fd from then on, also where it fails. */
 static PyObject *segment_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     int fd;
-    Py_ssize_t wish, least;
-    if (!PyArg_ParseTuple(args, "inn:Segment", &fd, &wish, &least)) return NULL;
-    struct stat file = {0};
-    fstat(fd, &file);
-    size_t length = (size_t)wish;
-    void *base = map_anew(fd, &length, (size_t)least);
-    if (base == MAP_FAILED) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        close(fd);
-        return NULL;
-    }
+    Py_ssize_t length, least;
+    if (!PyArg_ParseTuple(args, "inn:Segment", &fd, &length, &least)) return NULL;
+    Area area = {0};
+    if (area_map(&area, fd, (size_t)length, (size_t)least)) return PyErr_SetFromErrno(PyExc_OSError);
     Segment *self = (Segment *)type->tp_alloc(type, 0);
-    if (!self) {
-        munmap(base, length);
-        close(fd);
-        return NULL;
-    }
-    self->base = base;
-    self->length = length;
-    self->fd = fd;
-    self->device = file.st_dev;
-    self->inode = file.st_ino;
-    self->generation = process.generation;
-    self->used = self->reserved = HEADER_SIZE;
-    pthread_mutex_init(&self->guard, NULL);
+    if (self)
+        self->area = area;
+    else
+        area_unmap(&area);
     return (PyObject *)self;
-}
-
-/* Is the descriptor still that of the file? */
-static int segment_file(Segment *self, struct stat *file) {
-    return self->fd >= 0 && !fstat(self->fd, file) && file->st_ino == self->inode && file->st_dev == self->device;
-}
-
-static void segment_close_file(Segment *self) {
-    struct stat file;
-    if (segment_file(self, &file)) close(self->fd);
-    self->fd = -1;
 }
 
 /* Close the descriptor, and with it this process's share of the flock; the mapping stays. */
 static PyObject *segment_close(Segment *self, PyObject *Py_UNUSED(ignored)) {
-    segment_close_file(self);
+    area_close(&self->area);
     Py_RETURN_NONE;
 }
 
@@ -148,71 +92,26 @@ static PyObject *segment_close(Segment *self, PyObject *Py_UNUSED(ignored)) {
  * cell has made the segment immortal (mutex_dealloc). */
 static void segment_dealloc(Segment *self) {
     PyTypeObject *type = Py_TYPE(self);
-    if (self->base) munmap(self->base, self->length);
-    segment_close_file(self);
-    free(self->free_cells);
+    area_unmap(&self->area);
     type->tp_free(self);
     Py_DECREF(type);
-}
-
-/* Promise more pages: twice what is there, within bounds; a full file system gets a smaller wish before it says
- * no.  An errno. */
-static int segment_grow(Segment *self) {
-    struct stat file;
-    if (!segment_file(self, &file)) return EBADF;
-    size_t chunk = self->reserved < FIRST_CHUNK ? FIRST_CHUNK - self->reserved : self->reserved;
-    if (chunk > LARGEST_CHUNK) chunk = LARGEST_CHUNK;
-    int rc = ENOMEM;
-    for (; chunk >= HEADER_SIZE; chunk /= 2) {
-        if (self->reserved + chunk > self->length) continue;
-        do rc = posix_fallocate(self->fd, (off_t)self->reserved, (off_t)chunk);
-        while (rc == EINTR);
-        if (rc != ENOSPC) break;
-    }
-    if (!rc) self->reserved += chunk & ~(size_t)(CELL_SIZE - 1);
-    return rc;
-}
-
-/* A cell that was used before keeps its mutex; only our own words begin again. */
-static void cell_reset(Cell *c) {
-    memset((char *)c + offsetof(Cell, handoff), 0, offsetof(Cell, magic) - offsetof(Cell, handoff));
-}
-
-static int segment_take_cell(Segment *self, size_t *offset) {
-    if (self->free_count) {
-        *offset = (size_t)self->free_cells[--self->free_count] * CELL_SIZE;
-        cell_reset((Cell *)(self->base + *offset));
-        return 0;
-    }
-    int rc = self->used + CELL_SIZE > self->reserved ? segment_grow(self) : 0;
-    if (!rc) rc = cell_init((Cell *)(self->base + self->used));
-    if (rc) return rc;
-    *offset = self->used;
-    self->used += CELL_SIZE;
-    return 0;
 }
 
 /* take() -> int: the offset of a cell that nobody else has.  OSError (ENOSPC: the file system is full; ENOMEM: the
  * mapping is) leaves everything as it was. */
 static PyObject *segment_take(Segment *self, PyObject *Py_UNUSED(ignored)) {
     size_t offset = 0;
-    pthread_mutex_lock(&self->guard);
-    int rc = self->generation == process.generation ? segment_take_cell(self, &offset) : EPERM;
-    pthread_mutex_unlock(&self->guard);
-    if (!rc) return PyLong_FromSize_t(offset);
-    errno = rc;
-    return PyErr_SetFromErrno(PyExc_OSError);
+    errno = area_take(&self->area, &offset);
+    return errno ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromSize_t(offset);
 }
 
 /* The place of a cell, or NULL and an exception. */
 static Cell *segment_place(Segment *self, PyObject *number) {
     size_t offset = PyLong_AsSize_t(number);
     if (offset == (size_t)-1 && PyErr_Occurred()) return NULL;
-    if (offset % CELL_SIZE || offset > self->length - CELL_SIZE) {
-        PyErr_Format(PyExc_ValueError, "no cell at offset %zu", offset);
-        return NULL;
-    }
-    return (Cell *)(self->base + offset);
+    Cell *c = area_cell(&self->area, offset);
+    if (!c) PyErr_Format(PyExc_ValueError, "no cell at offset %zu", offset);
+    return c;
 }
 
 /* holds(offset): does the file reach so far?  Beyond its end there is no memory behind the mapping. */
@@ -220,7 +119,7 @@ static PyObject *segment_holds(Segment *self, PyObject *arg) {
     struct stat file;
     size_t offset = PyLong_AsSize_t(arg);
     if (offset == (size_t)-1 && PyErr_Occurred()) return NULL;
-    return PyBool_FromLong(segment_file(self, &file) && file.st_size > CELL_SIZE
+    return PyBool_FromLong(area_file(&self->area, &file) && file.st_size > CELL_SIZE
                            && offset <= (size_t)file.st_size - CELL_SIZE);
 }
 
@@ -236,31 +135,13 @@ static PyObject *segment_make(Segment *self, PyObject *arg) {
 static PyObject *segment_revive(Segment *self, PyObject *arg) {
     Cell *c = segment_place(self, arg);
     if (!c) return NULL;
-    if (word_load(c)) __atomic_store_n(word_of(c), FUTEX_OWNER_DIED, __ATOMIC_SEQ_CST);
-    c->waiters = c->waiting_since = 0;
-    c->handoff = 0;
+    cell_revive(c);
     Py_RETURN_NONE;
 }
 
-/* Nobody can have this cell: take it back.  Out of memory for the list: the cell is lost until the process ends. */
-static void segment_give_back(Segment *self, size_t offset) {
-    pthread_mutex_lock(&self->guard);
-    if (self->free_count == self->free_room) {
-        size_t room = self->free_room ? 2 * self->free_room : 64;
-        uint32_t *grown = realloc(self->free_cells, room * sizeof *grown);
-        if (grown) {
-            self->free_cells = grown;
-            self->free_room = room;
-        }
-    }
-    if (self->free_count < self->free_room)
-        self->free_cells[self->free_count++] = (uint32_t)(offset / CELL_SIZE);
-    pthread_mutex_unlock(&self->guard);
-}
-
 static PyMemberDef segment_members[] = {
-    {"generation", T_UINT, offsetof(Segment, generation), READONLY, "Forks behind the process that mapped it."},
-    {"length", T_PYSSIZET, offsetof(Segment, length), READONLY, "Bytes mapped."},
+    {"generation", T_UINT, offsetof(Segment, area.generation), READONLY, "Forks behind the process that mapped it."},
+    {"length", T_PYSSIZET, offsetof(Segment, area.length), READONLY, "Bytes mapped."},
     {NULL},
 };
 
@@ -300,14 +181,14 @@ typedef struct {
 } Mutex;
 
 static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
-    if (offset % CELL_SIZE || offset > segment->length - CELL_SIZE
-        || !cell_sane((Cell *)(segment->base + offset))) {
+    Cell *c = area_cell(&segment->area, offset);
+    if (!c || !cell_sane(c)) {
         PyErr_Format(PyExc_ValueError, "no lock at offset %zu", offset);
         return -1;
     }
     /* A segment that is replaced stays mapped for ever: a thread may still be on its way out of the old cell. */
     self->segment = (Segment *)Py_NewRef(segment);
-    __atomic_store_n(&self->cell, (Cell *)(segment->base + offset), __ATOMIC_RELEASE);
+    __atomic_store_n(&self->cell, c, __ATOMIC_RELEASE);
     return 0;
 }
 
@@ -342,7 +223,7 @@ static void mutex_dealloc(Mutex *self) {
         if (word_load(c)) {
             if (LOAD(&c->owner.who) == process.who) Py_INCREF(self->segment);
         } else if (self->forks == process.forks && !self->shared) {
-            segment_give_back(self->segment, (size_t)((char *)c - self->segment->base));
+            area_give_back(&self->segment->area, c);
         }
     }
     Py_XDECREF(self->segment);
@@ -370,6 +251,10 @@ static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
         }
         rc = cell_try(c, &w, dead);
         if (rc != EBUSY) break;
+        if (PyErr_CheckSignals()) { /* one that came before the sleep has not ended it */
+            rc = -1;
+            break;
+        }
         if (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline) {
             rc = ETIMEDOUT;
             break;
@@ -396,14 +281,25 @@ static PyObject *record_tuple(const Record *r) {
                          LOAD(&r->tid), label_text(&r->method));
 }
 
-/* The rare duties of a new owner: 1, go on; 0, the cell is retired and left, begin again; -1, raised and left. */
-static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead) {
+/* The rare duties of a new owner: 1, go on; 0, the cell is retired and left, begin again; -1, raised and left;
+ * ETIMEDOUT, left: who worked on behalf of a dead owner is still there. */
+static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead, uint64_t deadline) {
     int linked = 1;
     if (dead) {
         PyObject *who = record_tuple(dead);
         int rc = who ? call_hook(self, "_owner_died", who) : -1;
         Py_XDECREF(who);
         if (rc < 0) goto failed;
+    }
+    if (LOAD(&c->flags) & WARDED) {
+        PyObject *until = PyFloat_FromDouble(deadline == FOREVER ? Py_HUGE_VAL : (double)deadline / 1e9);
+        int gone = until ? call_hook(self, "_await_ward", until) : -1;
+        Py_XDECREF(until);
+        if (gone < 0) goto failed;
+        if (!gone) {
+            cell_release(c);
+            return ETIMEDOUT;
+        }
     }
     if (LOAD(&c->since) >= LOAD(&self->next_check)) {
         STORE(&self->next_check, LOAD(&c->since) + SLICE);
@@ -416,9 +312,10 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead)
         return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
     }
     if (LOAD(&c->flags) & RECOVERING && call_hook(self, "_recover", obj ? obj : Py_None) < 0) goto failed;
-    return 1;
+    if (cell_mine(c)) return 1;
+    call_hook(self, "_not_owner", NULL); /* a child that the hook has forked returns from it */
 failed:
-    cell_release(c);
+    if (cell_mine(c)) cell_release(c);
     return -1;
 }
 
@@ -450,10 +347,11 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
             return rc < 0 ? -1 : 0;
         }
         cell_begin(c, method);
-        if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED)) && LOAD(&c->since) < LOAD(&self->next_check)))
+        if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED | WARDED)) && LOAD(&c->since) < LOAD(&self->next_check)))
             return 1;
-        rc = mutex_settle(self, c, obj, rc ? &dead : NULL);
-        if (rc) return rc;
+        if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
+        rc = mutex_settle(self, c, obj, rc ? &dead : NULL, deadline);
+        if (rc) return rc == ETIMEDOUT ? 0 : rc;
     }
 }
 
@@ -568,7 +466,7 @@ static PyObject *mutex_get_flags(Mutex *self, void *Py_UNUSED(closure)) {
 }
 
 static PyObject *mutex_get_offset(Mutex *self, void *Py_UNUSED(closure)) {
-    return self->cell ? PyLong_FromSsize_t((char *)self->cell - self->segment->base) : not_attached();
+    return self->cell ? PyLong_FromSsize_t((char *)self->cell - self->segment->area.base) : not_attached();
 }
 
 static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->cell != NULL); }
@@ -596,7 +494,7 @@ static PyMemberDef mutex_members[] = {
 };
 
 static PyGetSetDef mutex_getset[] = {
-    {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED.", NULL},
+    {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED | WARDED.", NULL},
     {"offset", (getter)mutex_get_offset, NULL, "Where the cell is in its segment, bytes.", NULL},
     {"attached", (getter)mutex_get_attached, NULL, "Is there a cell?", NULL},
     {NULL},
@@ -872,6 +770,7 @@ static int module_exec(PyObject *module) {
         && !PyModule_AddType(module, (PyTypeObject *)state->mutex_base)
         && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
         && !PyModule_AddIntMacro(module, RECOVERING) && !PyModule_AddIntMacro(module, REMOVED)
+        && !PyModule_AddIntMacro(module, WARDED)
         && !PyModule_AddIntMacro(module, CREATED) && !PyModule_AddIntMacro(module, CELL_SIZE)
         && !PyModule_AddIntMacro(module, HEADER_SIZE) && !PyModule_AddIntMacro(module, LAYOUT_VERSION)
         && !PyModule_AddIntMacro(module, HELD_LIMIT) && !PyModule_AddStringConstant(module, "LIBC", "glibc")

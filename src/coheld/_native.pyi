@@ -5,6 +5,7 @@ from typing import Any, Self
 RECOVERING: int
 REMOVED: int
 CREATED: int
+WARDED: int
 CELL_SIZE: int
 HEADER_SIZE: int
 LAYOUT_VERSION: int

@@ -135,16 +135,26 @@ def _refuse(fn: Any) -> None:
     if not callable(fn):
         raise TypeError(f"@Lockable.locked decorates a method, not {type(fn).__name__}")
     name = getattr(fn, "__qualname__", repr(fn))
-    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+    body = _body_of(fn)
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         raise TypeError(
             f"{name} is a generator function: its body would run after the lock is given back; "
             "collect what it yields in a list, or take the lock where it is iterated: with obj: …"
         )
-    if inspect.iscoroutinefunction(fn):
+    if inspect.iscoroutinefunction(body):
         raise TypeError(
             f"{name} is a coroutine function: its body would run after the lock is given back; "
             "lock a plain method, and call that with asyncio.to_thread"
         )
+
+
+def _body_of(fn: Any) -> Any:
+    """The function whose kind says when the body runs: that of a callable object, or of a context manager."""
+    wrapped = getattr(fn, "__wrapped__", None)
+    made_by_contextlib = getattr(fn, "__globals__", {}).get("__name__") == "contextlib"
+    if made_by_contextlib and (inspect.isgeneratorfunction(wrapped) or inspect.isasyncgenfunction(wrapped)):
+        return wrapped
+    return fn if inspect.isroutine(fn) or isinstance(fn, functools.partial | type) else type(fn).__call__
 
 
 def _reduce_locked(method: Any, protocol: int) -> Any:
@@ -161,13 +171,12 @@ def _locked_again(fn: Any, timeout: float | None) -> Any:
 def _pickled_by_value(method: Any) -> bool:
     """Does who pickles us now (cloudpickle, dill) ship what __main__ or a function defines by value?  Nothing that
     __reduce_ex__ is given says so; the calling frames do."""
-    if method.__module__ != "__main__" and "<locals>" not in method.__qualname__:
-        return False
+    by_value = method.__module__ == "__main__" or "<locals>" in method.__qualname__
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if "cloudpickle" in module or module.partition(".")[0] == "dill":
-            return True
+            return by_value or method.__module__ in frame.f_globals.get("list_registry_pickle_by_value", set)()
         if module not in ("pickle", __name__):
             return False
         frame = frame.f_back
@@ -180,13 +189,22 @@ def _not_initialized(obj: Any) -> NoReturn:
         raise NotInitializedError(f"{cls} has locked methods but does not inherit Lockable")
     if (lock := _native.peek(obj)) is not None:
         raise NotInitializedError(f"{cls}: its __lock__ is {lock!r}, not a lock of coheld")
-    if hasattr(type(obj), "__dataclass_fields__"):
-        remedy = "give the dataclass a __post_init__ that calls super().__init__()"
-    elif hasattr(type(obj), "__attrs_attrs__"):
-        remedy = "give the class an __attrs_post_init__ that calls super().__init__()"
-    else:
-        remedy = "its __init__ must call super().__init__()"
-    raise NotInitializedError(f"{cls} has no lock, because Lockable.__init__ has not run: {remedy}")
+    raise NotInitializedError(f"{cls} has no lock, because Lockable.__init__ has not run: {_remedy(type(obj))}")
+
+
+def _remedy(cls: type) -> str:
+    call = "super().__init__()"
+    if hasattr(cls, "__dataclass_fields__"):
+        if "__slots__" in vars(cls):  # the decorator has made another class of it, which super() does not know
+            call = "Lockable.__init__(self)"
+        return f"give the dataclass a __post_init__ that calls {call}"
+    if hasattr(cls, "__attrs_attrs__"):
+        return f"give the class an __attrs_post_init__ that calls {call}"
+    in_front = [base for base in cls.__mro__[1 : cls.__mro__.index(Lockable)] if "__init__" in vars(base)]
+    if in_front:
+        name = in_front[0].__qualname__
+        return f"{name}.__init__ must pass it on; put Lockable in front of {name}, or call Lockable.__init__(self)"
+    return f"its __init__ must call {call}"
 
 
 _native.install(Mutex, _not_initialized, _reduce_locked)

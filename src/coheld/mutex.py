@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from . import _native
+from . import _native, ward
 from .backends import files, shm
 from .errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError, TooManyLocksError
 from .owner import Owner
@@ -50,6 +50,19 @@ class Mutex(_native.Mutex):
         self._flag(_native.CREATED, True)
         self.recovered()
 
+    def entrust(self, pid: int) -> None:
+        """By the owner: the process works on its behalf. If the owner dies, nobody gets the lock before that is gone.
+
+        Raises: OSError: if it cannot be written down; nothing has changed then.
+        """
+        ward.write(self._ward(), pid)
+        self._flag(_native.WARDED, True)
+
+    def reclaim(self) -> None:
+        """By the owner: nobody works on its behalf any more."""
+        self._flag(_native.WARDED, False)
+        ward.clear(self._ward())
+
     def __repr__(self) -> str:
         if not self.attached:
             return f"<Mutex {self.label}, not attached>"
@@ -73,8 +86,10 @@ class Mutex(_native.Mutex):
     def _attach(self) -> None:
         """Attach, or attach anew where the cell was removed. Raises what the place has to say."""
         with _handles.guard:
-            if self.attached and not self.flags & _native.REMOVED:
-                return
+            if self.attached:
+                if not self.flags & _native.REMOVED:
+                    return
+                self.resource.retire(self.segment)
             segment, offset = self.resource.attach()
             try:
                 self.bind(segment, offset)
@@ -89,8 +104,7 @@ class Mutex(_native.Mutex):
 
     def _owner_died(self, record: tuple[int, int, int, str]) -> None:
         dead = Owner(*record)
-        who = "an owner whose name was not written down yet" if dead.alive() or not dead.pid else f"{dead}"
-        logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, who)
+        logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, dead)
 
     def _recover(self, obj: object) -> None:
         """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do."""
@@ -100,6 +114,17 @@ class Mutex(_native.Mutex):
         if hook := getattr(cls, "__recover__", None):
             hook(obj, self.dead())
         self.recovered()
+
+    def _ward(self) -> str:
+        assert isinstance(self.resource, shm.Named)
+        return ward.path_of(self.resource.path)
+
+    def _await_ward(self, deadline: float) -> bool:
+        """Kill whoever works on behalf of a dead owner, and wait; False: still there at that time.monotonic()."""
+        gone = ward.settle(self._ward(), deadline)
+        if gone:
+            self._flag(_native.WARDED, False)
+        return gone
 
     def _not_owner(self) -> NoReturn:
         owner = self.owner() if self.attached else None
@@ -113,11 +138,11 @@ class Mutex(_native.Mutex):
     def _timed_out(self, timeout: float) -> NoReturn:
         owner = self.owner()
         raise LockTimeout(
-            f"{self.label}: not got within {timeout:g} s; "
+            f"{self.label}: not got within {float(timeout):g} s; "
             + (f"held by {owner}" if owner else "its holder has just changed; try again"),
             resource=self.label,
             owner=owner,
-            waited=timeout,
+            waited=float(timeout),
         )
 
     def _too_many(self) -> NoReturn:
@@ -186,15 +211,18 @@ def remove(name: str, timeout: float | None = 0) -> bool:
     """Remove a named lock: its file goes, and whoever still has it attaches to a new one of that name.
 
     Takes the lock first, for at most timeout seconds (None: for ever). False: there was none.
-    Raises: LockTimeout: if it is held all that time.
+    Raises: LockTimeout: if it is held all that time, or by the caller.
     """
     files.check_name(name)
-    if not os.path.lexists(shm.Named(name, files.lock_directory()).path):
+    resource = shm.Named(name, files.lock_directory())
+    if not os.path.lexists(resource.path):
         return False
-    mutex = named(name)
+    mutex = Mutex(resource)  # not the shared handle, which another thread may attach anew meanwhile
     if not mutex.acquire(timeout=timeout):
         mutex._timed_out(timeout or 0)
     try:
+        if mutex._record()[0] > 1:  # held before: the caller would go on under a lock that others get anew
+            mutex._timed_out(0)
         mutex._flag(_native.REMOVED, True)
         shm.unlink_named(mutex.segment)
     finally:

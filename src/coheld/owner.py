@@ -42,9 +42,9 @@ def thread_name(pid: int, tid: int) -> str:
 class Owner:
     """The thread that holds a lock, or did when it died.
 
-    pid, tid: process and thread number.  start: when the process started, clock ticks since boot.  method: the locked
-    method, "" for acquire and with.  since: when it took the lock, seconds of time.monotonic(), to 1/100 s; 0 where
-    that is not known.  depth: how many times it holds it.
+    pid, tid: process and thread number; 0 for one that died before it had written them down.  start: when the
+    process started, clock ticks since boot.  method: the locked method, "" for acquire and with.  since: when it took
+    the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.  depth: how many times it holds it.
     """
 
     pid: int
@@ -59,6 +59,8 @@ class Owner:
         return start_of(self.pid) == self.start and os.path.exists(f"/proc/{self.pid}/task/{self.tid}")
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "a process that had not written its name down yet"
         name = thread_name(self.pid, self.tid) or f"{self.tid}"
         command = command_of(self.pid) if self.alive() else ""
         where = f" in {self.method}" if self.method else ""

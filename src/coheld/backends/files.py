@@ -9,14 +9,16 @@ A header stands first in each file.  It is written before the file gets its name
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import mmap
 import os
 import re
 import stat
 import string
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -108,17 +110,34 @@ def lock_directory() -> str:
     Raises: InsecureError: if it is a link, another user's, or writable by others; the one that COHELD_DIR names is
     taken as it is.  OSError: if it cannot be made.
     """
-    if named := os.environ.get("COHELD_DIR"):
-        os.makedirs(named, mode=0o700, exist_ok=True)
-        return os.path.abspath(named)
-    path = os.path.join(_base_directory(), f"coheld-{os.geteuid()}")
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    found = os.lstat(path)
+    named = os.environ.get("COHELD_DIR")
+    directory = os.path.abspath(named) if named else _default_directory()
+    make_directory(directory)
+    return directory
+
+
+def make_directory(directory: str) -> None:
+    """The same for one that is known: session managers remove all that a user has in shared memory at logout."""
+    _make_private(directory)
+    if directory != _default_directory():
+        return
+    found = os.lstat(directory)
     if not stat.S_ISDIR(found.st_mode):
-        raise InsecureError(f"{path} is not a directory; remove it, or set COHELD_DIR", resource=path)
-    _check_owner(path, found)
-    return path
+        raise InsecureError(f"{directory} is not a directory; remove it, or set COHELD_DIR", resource=directory)
+    _check_owner(directory, found)
+
+
+def _make_private(directory: str) -> None:
+    if os.path.lexists(directory):
+        return
+    os.makedirs(os.path.dirname(directory), exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+        os.chmod(directory, 0o700)  # the umask may have taken more away
+
+
+def _default_directory() -> str:
+    return os.path.join(_base_directory(), f"coheld-{os.geteuid()}")
 
 
 def _base_directory() -> str:
@@ -136,6 +155,9 @@ def _check_owner(path: str, found: os.stat_result) -> None:
         raise InsecureError(f"{path} can be written by other users (mode {found.st_mode & 0o7777:o})", resource=path)
 
 
+_NOT_MINE = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO, errno.ENODEV}
+
+
 def open_checked(path: str) -> int:
     """Open a lock file that exists; the descriptor is the caller's.
 
@@ -144,9 +166,9 @@ def open_checked(path: str) -> int:
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if error.errno not in _NOT_MINE:
+            raise
         raise InsecureError(f"{path} cannot be opened as a file of yours: {error.strerror}", resource=path) from error
     try:
         found = os.fstat(fd)
@@ -159,27 +181,42 @@ def open_checked(path: str) -> int:
     return fd
 
 
-def new_file(directory: str, size: int, header: Header) -> tuple[str, int]:
-    """A half-made file with its pages reserved and its header written: its path and descriptor.
+@contextmanager
+def new_file(directory: str, size: int, header: Header) -> Iterator[tuple[str, int]]:
+    """A half-made file with its pages reserved and its header written: its path, and its descriptor, which is the
+    caller's.  It is removed if the body fails.
 
-    Raises: OSError: if the file system is full; nothing is left behind.
+    Raises: OSError: if the file system is full, or the process may not have more; nothing is left behind.
     """
     path = os.path.join(directory, f".new-{os.getpid()}-{start_of(os.getpid())}-{os.urandom(4).hex()}")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.posix_fallocate(fd, 0, size)
-        os.pwrite(fd, header.pack(), 0)
+        yield path, _reserved(path, size, header)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
+
+
+def _reserved(path: str, size: int, header: Header) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.fchmod(fd, 0o600)  # the umask may have taken more away
+            os.posix_fallocate(fd, 0, size)
+            os.pwrite(fd, header.pack(), 0)
+        except BaseException:
+            os.close(fd)
+            raise
     except OSError as error:
-        os.close(fd)
-        os.unlink(path)
-        raise OSError(error.errno, f"no lock can be made: {os.strerror(error.errno or 0)}", directory) from error
-    return path, fd
+        why = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"no lock can be made: {why}", os.path.dirname(path)) from error
+    return fd
 
 
 @contextmanager
 def directory_locked(directory: str) -> Iterator[None]:
-    """Names are given and taken by one process at a time: blocks while another does (for moments); a killed one's
-    turn ends with it."""
+    """Names are taken away by one process at a time: blocks while another does (for moments); a killed one's turn
+    ends with it."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -217,7 +254,7 @@ def _escaped(name: bytes) -> str:
         return text
     from hashlib import sha256  # only for names that would be too long for a file
 
-    return f"{text[:120]}%{sha256(name).hexdigest()}"
+    return f"{text[:120]}={sha256(name).hexdigest()}"  # "=" stands in no shorter one
 
 
 def same_file(path: str, identity: tuple[int, int]) -> bool:
@@ -229,52 +266,93 @@ def same_file(path: str, identity: tuple[int, int]) -> bool:
     return (found.st_dev, found.st_ino) == identity
 
 
-def leave(directory: str, mine: set[str]) -> None:
-    """Remove the files that this process, about to end, has used and nobody else does; and what the dead left.
-
-    Whoever else maps a file has a shared flock on it; the own descriptors are closed before.  Never blocks, never
-    raises for what others remove meanwhile.
-    """
-    for path in mine:
-        _unlink_unused(path)
-    sweep(directory)
+# -- sweeping ---------------------------------------------------------------------------------------------------------
+#
+# Who uses an arena has a shared flock on it, so one that can be locked exclusively is in nobody's use, but for two: a
+# daemon that closed its descriptors, and a process that is just leaving.  Both still map it.  The second has signed off
+# before it closed its own: of several that leave at once, the last to look finds that all the others have.
 
 
 def sweep(directory: str) -> None:
     """Remove what dead processes left; never blocks on a live one, never raises for what others remove meanwhile."""
-    mapped: set[str] | None = None
-    for path in _orphans(directory):
-        if mapped is None:
-            mapped = _mapped_files(directory)
-        if path not in mapped:
+    _remove_unused(directory, [path for path, pid, start in _made_in(directory) if start_of(pid) != start])
+
+
+def leave(directory: str, used: set[str], shared: bool) -> None:
+    """The same by a process that has signed off and closed its descriptors, and for what it made or used as well.
+
+    shared: others may map what it made; if not, the look at all processes is spared.
+    """
+    candidates = []
+    me = os.getpid(), start_of(os.getpid())
+    for path, pid, start in _made_in(directory):
+        mine = (pid, start) == me
+        if mine and not shared:
             _unlink_unused(path)
+        elif mine or path in used or start_of(pid) != start:
+            candidates.append(path)
+    _remove_unused(directory, candidates)
 
 
-def _orphans(directory: str) -> Iterator[str]:
-    """Files whose maker is dead; a child that it forked may still use them."""
+def sign_off() -> object:
+    """Tell, in this process's list of mappings, that it is leaving; true as long as the result lives."""
+    fd = os.memfd_create(_SIGNED_OFF)
+    try:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        told = mmap.mmap(fd, mmap.PAGESIZE)
+    finally:
+        os.close(fd)
+    told.madvise(mmap.MADV_DONTFORK)
+    return told
+
+
+_SIGNED_OFF = "coheld-left"
+
+
+def _made_in(directory: str) -> Iterator[tuple[str, int, int]]:
+    """Path, and number and start of its maker, of each arena and half-made file."""
     for entry in os.listdir(directory):
-        maker = _MADE_BY.match(entry)
-        if maker and start_of(int(maker[1])) != int(maker[2]):
-            yield os.path.join(directory, entry)
+        if maker := _MADE_BY.match(entry):
+            yield os.path.join(directory, entry), int(maker[1]), int(maker[2])
+
+
+def _remove_unused(directory: str, paths: list[str]) -> None:
+    if paths := [path for path in paths if _exclusively(path)]:
+        mapped = _mapped_files(directory)
+        for path in paths:
+            if path not in mapped:
+                _unlink_unused(path)
 
 
 def _unlink_unused(path: str) -> None:
-    """Remove the file if no process has a flock on it.  An attacher that gets its own only after that finds that the
-    path is gone (shm.attach_arena)."""
+    _exclusively(path, os.unlink)
+
+
+def _exclusively(path: str, action: Callable[[str], object] = str) -> bool:
+    """Run the action on the path if no process has a flock on the file.  An attacher that gets its own only after that
+    finds that the path is gone (shm.attach_arena)."""
     with suppress(FileNotFoundError, BlockingIOError, InsecureError):
         fd = open_checked(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+            action(path)
         finally:
             _unlock_and_close(fd)
+        return True
+    return False
 
 
 def _mapped_files(directory: str) -> set[str]:
-    """The files that any process maps: a daemon that closed its descriptors has lost its flock, not its locks."""
-    needle = f" {directory}/".encode()
+    """The files that any process maps, but for those that have signed off."""
+    needle, gone = f" {directory}/".encode(), f"/memfd:{_SIGNED_OFF} ".encode()
     found: set[str] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
-            found.update(os.fsdecode(line[line.index(b"/") :].strip()) for line in file if needle in line)
+            maps = file.read()
+            if needle in maps and gone not in maps:
+                found.update(_path_of(line) for line in maps.splitlines() if needle in line)
     return found
+
+
+def _path_of(line: bytes) -> str:
+    return os.fsdecode(line[line.index(b"/") :])

@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
+from typing import Any
 
 from .. import _native
 from ..errors import BackendError, IncompatibleError
@@ -39,16 +40,22 @@ class _Process:
 
     def __init__(self) -> None:
         self.segments: weakref.WeakValueDictionary[str, Segment] = weakref.WeakValueDictionary()
+        self.directories: set[str] = set()  # where it made or attached arenas
         self.begin()
 
     def begin(self) -> None:
         self.guard = threading.RLock()
         self.arena: Arena | None = None
-        self.leaves_at_exit = False
+        self.shared = False  # others may map its arenas: it forked, or pickled a lock
+        self.finalizer: Any = None
+        self.signed_off: object = None
+
+    def share(self) -> None:
+        self.shared = True
 
 
 _process = _Process()
-os.register_at_fork(after_in_child=_process.begin)
+os.register_at_fork(after_in_parent=_process.share, after_in_child=_process.begin)
 
 
 class Arena:
@@ -60,7 +67,11 @@ class Arena:
     def attach(self) -> tuple[Segment, int]:
         raise BackendError("a cell of one's own arena is attached from its beginning")
 
+    def retire(self, segment: Segment) -> None:
+        raise _damaged(segment)
+
     def token(self, offset: int) -> tuple[object, ...]:
+        _process.share()
         return ("arena", self.segment.path, offset)
 
     def label(self, offset: int) -> str:
@@ -75,6 +86,9 @@ class RemoteCell:
 
     def attach(self) -> tuple[Segment, int]:
         return attach_arena(self.path, self.offset), self.offset
+
+    def retire(self, segment: Segment) -> None:
+        raise _damaged(segment)
 
     def token(self, _offset: int) -> tuple[object, ...]:
         return ("arena", self.path, self.offset)
@@ -93,6 +107,10 @@ class Named:
     def attach(self) -> tuple[Segment, int]:
         return _open_named(self.path, self.name), files.NAMED_CELL
 
+    def retire(self, segment: Segment) -> None:
+        """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
+        unlink_named(segment)
+
     def token(self, _offset: int) -> tuple[object, ...]:
         return ("name", self.name, self.directory)
 
@@ -101,6 +119,12 @@ class Named:
 
 
 Resource = Arena | RemoteCell | Named
+
+
+def _damaged(segment: Segment) -> IncompatibleError:
+    return IncompatibleError(
+        f"{segment.path} is damaged: an anonymous lock is marked as removed", resource=segment.path
+    )
 
 
 def require_native() -> None:
@@ -112,7 +136,10 @@ def require_native() -> None:
 def _mapped(path: str, fd: int, length: int, least: int) -> Segment:
     """Map an open file and take its descriptor; one mapping per file and process."""
     found = os.fstat(fd)
-    segment = Segment(fd, length, least)
+    try:
+        segment = Segment(fd, length, least)
+    except OSError as error:
+        raise OSError(error.errno, f"the memory of a lock cannot be mapped: {error.strerror}", path) from error
     segment.path, segment.identity = path, (found.st_dev, found.st_ino)
     return segment
 
@@ -152,12 +179,15 @@ def _new_arena() -> Arena:
     require_native()
     directory = files.lock_directory()
     files.sweep(directory)
-    made, fd = files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.ARENA))
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    path = os.path.join(directory, os.path.basename(made).replace(".new-", "arena-"))
-    os.rename(made, path)
-    _process.segments[path] = segment = _mapped(path, fd, _ARENA_SPAN, 1 << 20)
-    _leave_at_exit()
+    _leave_at_exit(directory)
+    with files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.ARENA)) as (made, fd):
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        path = os.path.join(directory, os.path.basename(made).replace(".new-", "arena-"))
+        segment = _mapped(path, fd, _ARENA_SPAN, 1 << 20)
+        os.rename(made, path)
+    if _process.signed_off:  # made by one of the last exit handlers: nobody would remove it any more
+        os.unlink(path)
+    _process.segments[path] = segment
     return Arena(segment)
 
 
@@ -170,8 +200,8 @@ def attach_arena(path: str, offset: int) -> Segment:
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is None:
+            _leave_at_exit(os.path.dirname(path))
             segment = _process.segments[path] = _attach_file(path)
-            _leave_at_exit()
     if not segment.holds(offset):
         raise IncompatibleError(f"{path} has no lock at {offset}", resource=path)
     return segment
@@ -211,10 +241,13 @@ def _open_named(path: str, name: str) -> Segment:
         segment = _process.segments.get(path)
         if segment is not None and files.same_file(path, segment.identity):
             return segment
-        try:
-            segment = _map_named(path, name)
-        except FileNotFoundError:
-            segment = _create_named(path, name)
+        while True:  # until it is there, or made: others may make and remove it meanwhile
+            with suppress(FileNotFoundError):
+                segment = _map_named(path, name)
+                break
+            with suppress(FileExistsError):
+                segment = _create_named(path, name)
+                break
         _process.segments[path] = segment
         return segment
 
@@ -233,18 +266,17 @@ def _map_named(path: str, name: str) -> Segment:
 
 
 def _create_named(path: str, name: str) -> Segment:
-    """Made aside, then renamed, under the directory's flock: one name is one file, whole from its first moment."""
+    """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
-    with files.directory_locked(directory):
-        with suppress(FileNotFoundError):
-            return _map_named(path, name)
-        files.sweep(directory)
-        made, fd = files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.NAMED, name))
+    files.make_directory(directory)
+    files.sweep(directory)
+    with files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.NAMED, name)) as (made, fd):
         segment = _mapped(path, fd, _native.HEADER_SIZE, _native.HEADER_SIZE)
         segment.make(files.NAMED_CELL)
-        os.rename(made, path)
-        segment.close()
-        return segment
+        os.link(made, path)
+        os.unlink(made)
+    segment.close()
+    return segment
 
 
 def _revive(path: str, fd: int, name: str) -> None:
@@ -258,8 +290,8 @@ def _revive(path: str, fd: int, name: str) -> None:
 
 
 def unlink_named(segment: Segment) -> None:
-    """Take the name off a lock that its holder, the caller, has marked REMOVED."""
-    with files.directory_locked(os.path.dirname(segment.path)):
+    """Take the name off a lock that is marked REMOVED; nothing happens if it has none."""
+    with suppress(FileNotFoundError), files.directory_locked(os.path.dirname(segment.path)):
         if files.same_file(segment.path, segment.identity):
             os.unlink(segment.path)
 
@@ -267,24 +299,37 @@ def unlink_named(segment: Segment) -> None:
 # -- leaving ----------------------------------------------------------------------------------------------------------
 
 
-def _leave_at_exit() -> None:
-    """Once per process.  multiprocessing joins its children at exit: they may still have to attach, so go after that;
-    and it ends its own children without atexit."""
-    if _process.leaves_at_exit:
-        return
-    _process.leaves_at_exit = True
-    if util := sys.modules.get("multiprocessing.util"):
-        util.Finalize(None, _leave, exitpriority=-100)
-    else:
-        atexit.register(_leave)
+def _leave_at_exit(directory: str) -> None:
+    """multiprocessing joins its children at exit: they may still have to attach, so go after that; and it ends its own
+    children without atexit."""
+    _process.directories.add(directory)
+    util = sys.modules.get("multiprocessing.util")
+    if util and not _process.finalizer:
+        _process.finalizer = util.Finalize(None, _leave, exitpriority=-100)
+
+
+@atexit.register
+def _at_exit() -> None:
+    if not (_process.finalizer and _process.finalizer.still_active()):
+        _leave()
 
 
 def _leave() -> None:
-    segments = list(_process.segments.values())
-    for segment in segments:
-        segment.close()
-    mine = {segment.path for segment in segments if os.path.basename(segment.path).startswith("arena-")}
-    _process.arena = None
+    """Remove what only this process uses.  Where its threads go on without it (multiprocessing waits for them after
+    this), what they use stays, until its parent leaves or another process starts."""
+    if not _process.directories or any(map(_goes_on, threading.enumerate())):
+        return
     with suppress(OSError):
-        for directory in {os.path.dirname(path) for path in mine}:
-            files.leave(directory, mine)
+        _process.signed_off = files.sign_off()
+        segments = list(_process.segments.values())
+        for segment in segments:
+            segment.close()
+        _process.arena = None
+        used = {segment.path for segment in segments}
+        for directory in _process.directories:
+            with suppress(OSError):
+                files.leave(directory, used, _process.shared)
+
+
+def _goes_on(thread: threading.Thread) -> bool:
+    return not thread.daemon and thread not in (threading.main_thread(), threading.current_thread())

@@ -1,0 +1,84 @@
+"""How a runner passes signals on, follows its command into a stop, and learns its end.
+
+The command stays in the runner's process group, so a terminal reaches both at once. The runner therefore
+
+    passes on   what was sent to it alone: kill(1), a supervisor, a shell that continues a job;
+    drops       what the terminal has sent (si_code SI_KERNEL) while the command is in the same group: it has it
+                already, and two Ctrl-C are not one;
+    follows     a command that was stopped by the terminal, so that the shell sees the job stop. Not one stopped by
+                SIGSTOP: that is how a debugger or cpulimit works, which will only continue the command.
+
+A signal sent with kill(2) to the whole group cannot be told from one to the runner alone: the command gets it twice.
+
+All of them stay blocked, and are taken one by one with sigwaitinfo: no handler runs, and the runner outlives its
+command unless it is killed by SIGKILL. Nothing but the status of the child ends the loop.
+"""
+
+import os
+import signal
+from contextlib import suppress
+
+from coheld.cli import exits
+
+_SI_KERNEL = 0x80
+_OUR_OWN = {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}
+_OUR_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
+_JOB_CONTROL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_BY_TERMINAL = {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH, *_JOB_CONTROL}
+
+PASSED_ON = signal.valid_signals() - _OUR_OWN - _OUR_FAULTS
+
+
+def block() -> set[int]:
+    """Hold every signal back from now on; returns the mask that the command must get."""
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD}))
+
+
+def pass_on_pending(child: int) -> None:
+    """Pass on all that came so far. The child still blocks: what the terminal gave it as well merges into one.
+
+    A signal of the terminal that came before the fork has reached the runner only; here none of them is dropped.
+    """
+    while (info := signal.sigtimedwait(PASSED_ON, 0)) is not None:
+        _send(child, info.si_signo)
+
+
+def attend(child: int) -> int:
+    """Pass signals on until the child has ended, and reap it; returns the exit status to report."""
+    while True:
+        info = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
+        if info.si_signo != signal.SIGCHLD:
+            if not _has_it_already(child, info):
+                _send(child, info.si_signo)
+        elif (status := _look_at(child)) is not None:
+            return status
+
+
+def _send(child: int, number: int) -> None:
+    with suppress(PermissionError):  # a command that runs as somebody else, by set-user-ID
+        os.kill(child, number)  # not reaped yet: the number is its own
+
+
+def _has_it_already(child: int, info: signal.struct_siginfo) -> bool:
+    if info.si_code != _SI_KERNEL or info.si_signo not in _BY_TERMINAL:
+        return False
+    return os.getpgid(child) == os.getpgrp()
+
+
+def _look_at(child: int) -> int | None:
+    """Its exit status if it has ended. Several changes may stand behind one SIGCHLD."""
+    while (change := os.waitid(os.P_PID, child, os.WEXITED | os.WSTOPPED | os.WNOHANG)) is not None:
+        if change.si_code == os.CLD_EXITED:
+            return change.si_status
+        if change.si_code != os.CLD_STOPPED:
+            return exits.BY_SIGNAL + change.si_status
+        if change.si_status in _JOB_CONTROL:
+            _stop_by(change.si_status)
+    return None
+
+
+def _stop_by(number: int) -> None:
+    """Stop as the command did; returns once continued (at once where no shell is there to do it)."""
+    os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})

@@ -1,0 +1,78 @@
+"""The kill sweep: whoever is killed at whichever instruction of a locked call, the next one gets the lock.
+
+COHELD_SWEEP=full kills at every instruction in every scene, and at a thousand others.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import delays
+
+FULL = os.environ.get("COHELD_SWEEP") == "full"
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def sweep(rng: random.Random, *arguments: str) -> Any:
+    """Run a sweep in a process of its own, and return its report, which is printed as well."""
+    command = [sys.executable, "-m", "killsweep.sweep", *arguments, "--seed", str(rng.randrange(2**32))]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    print(done.stdout)
+    report = json.loads(done.stdout)
+    assert done.returncode == bool(report["failures"])
+    return report
+
+
+def sound(report: Any) -> None:
+    """Everybody got the lock, nobody overlapped, every owner that died was recovered once."""
+    assert report["failures"] == []
+    assert report["missed"] == []
+    assert 0 < report["recovered"] < report["killed"], "some died with the lock, some without it"
+
+
+@pytest.mark.hang_limit(900)
+@pytest.mark.parametrize("scene", ["alone", "waiter", "newcomer"])
+def test_killed_at_every_instruction_of_the_lock(scene: str, rng: random.Random) -> None:
+    body = ["--body"] if FULL or scene == "alone" else []
+    sound(sweep(rng, "--scene", scene, "--others", "1000" if FULL else "120", *body))
+
+
+SAMPLED = [
+    ("fresh", "Method"),  # a process finds out who it is, in the call that is killed
+    ("recovering", "Method"),  # the call that recovers is killed
+    ("contended", "Method"),  # the call that has to wait is killed: before, during and after its sleep
+    ("contended", "TryAfter"),  # a wake that the killed one took with him is made good by the next call
+    ("rival", "Method"),
+    ("alone", "With"),
+    ("waiter", "Try"),  # tries once, and gets it before one who has waited longer
+]
+
+
+@pytest.mark.hang_limit(1800)
+@pytest.mark.parametrize(("scene", "subject"), SAMPLED)
+def test_killed_in_other_scenes(scene: str, subject: str, rng: random.Random) -> None:
+    much = ["--share", "1", "--others", "1000"] if FULL else ["--share", "0.3", "--others", "40"]
+    sound(sweep(rng, "--scene", scene, "--subject", subject, *much))
+
+
+BROKEN = [
+    ("alone", "NotRobust", "SUCCESSOR hangs"),
+    ("waiter", "NotRobust", "WAITER hangs"),
+    ("rival", "NotExclusive", "overlap"),
+    ("alone", "NotRecovered", "__recover__ was not called"),
+]
+
+
+@pytest.mark.parametrize(("scene", "subject", "finding"), BROKEN)
+def test_the_sweep_finds_a_broken_lock(scene: str, subject: str, finding: str, rng: random.Random) -> None:
+    bound = str(delays.MEDIUM)
+    report = sweep(rng, "--scene", scene, "--subject", subject, "--others", "20", "--share", "0", "--bound", bound)
+    assert any(finding in failure for failure in report["failures"])

@@ -1,0 +1,154 @@
+"""What a test may not leave behind: processes, threads, and files outside of its own directory."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from support import delays, states
+
+PR_SET_CHILD_SUBREAPER = 36
+PREFIX = "coheld-test-"  # of the private directories in /dev/shm; then the process that made it
+PATTERNS = ("coheld-*/*", "arena-*", "name-*", ".new-*", "core.*")
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every orphan below it, so that nothing gets out of sight."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+@contextlib.contextmanager
+def private_directory() -> Iterator[Path]:
+    """A new directory in shared memory, for COHELD_DIR. Removed at the end with all that is in it."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/dev/shm"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def remove_private_directories(pid: int) -> None:
+    """Remove what a test process that was killed could not remove."""
+    for directory in Path("/dev/shm").glob(f"{PREFIX}{pid}-*"):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def nothing_left(directories: Sequence[Path] | None = None) -> Iterator[None]:
+    """The body leaves no process, thread or file (in directories, else `places()`) behind.
+
+    What it leaves is ended, removed and reported.
+    """
+    directories = places() if directories is None else directories
+    processes = set(states.descendants(os.getpid()))
+    threads, files = set(threading.enumerate()), _segments(directories)
+    yield
+    _stop_servers()
+    left = [f"process {one}" for one in _end(processes)]
+    left += [f"thread {thread.name}" for thread in _threads_left(threads)]
+    left += [f"file {path}" for path in _remove(_segments(directories) - files)]
+    assert not left, "the test left behind: " + ", ".join(left)
+
+
+# ---- processes ---------------------------------------------------------------------------------------------
+
+
+def _stop_servers() -> None:
+    """End multiprocessing's own helper processes: the next test hands on another environment."""
+    for module, name in (("forkserver", "_forkserver"), ("resource_tracker", "_resource_tracker")):
+        if (loaded := sys.modules.get(f"multiprocessing.{module}")) is not None:
+            getattr(loaded, name)._stop()  # what CPython's own tests use
+
+
+def _end(before: set[int]) -> list[str]:
+    """Reap what has ended; kill what has not, and say what it was."""
+
+    def still_running() -> set[int]:
+        multiprocessing.active_children()  # reaps
+        _reap_orphans(before)
+        return {pid for pid in states.descendants(os.getpid()) if not states.gone(pid)} - before
+
+    with contextlib.suppress(AssertionError):
+        states.wait_until(lambda: not still_running(), "all processes of the test have ended", delays.MEDIUM)
+    left = sorted(still_running())
+    descriptions = [_describe(pid) for pid in left]
+    for pid in left:
+        _kill(pid)
+    states.wait_until(lambda: not still_running(), "the killed processes have ended")
+    return descriptions
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _reap_orphans(before: set[int]) -> None:
+    for pid in states.children(os.getpid()):
+        if pid not in before and states.gone(pid):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _describe(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        return f"{pid} ({' '.join(arguments)})"
+    return str(pid)
+
+
+def _threads_left(before: set[threading.Thread]) -> set[threading.Thread]:
+    def left() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
+
+    with contextlib.suppress(AssertionError):
+        states.wait_until(lambda: not left(), "all threads of the test have ended", delays.MEDIUM)
+    return left()
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+def places() -> list[Path]:
+    """Where a process without COHELD_DIR would write to. Empty while another run of these tests shares them."""
+    return [] if _other_runs() else [Path("/dev/shm"), Path(tempfile.gettempdir()), Path.cwd()]
+
+
+def _other_runs() -> set[int]:
+    runs = {int(path.name.split("-")[2]) for path in Path("/dev/shm").glob(f"{PREFIX}*-*")}
+    family = {os.getpid(), *states.ancestors(os.getpid()), *states.descendants(os.getpid())}
+    return {pid for pid in runs - family if not states.gone(pid)}
+
+
+def _segments(directories: Iterable[Path]) -> set[Path]:
+    """Everything of ours in these directories, and core dumps."""
+    found = {path for one in directories for pattern in PATTERNS for path in one.glob(pattern)}
+    return {path for path in found if PREFIX not in str(path)}
+
+
+def _remove(paths: set[Path]) -> list[Path]:
+    """Remove what nobody else uses, and return it: other programs of this user may run beside the tests."""
+    ours = sorted(path for path in paths if not _used_elsewhere(path) and path.exists())
+    for path in ours:
+        path.unlink(missing_ok=True)
+    return ours
+
+
+def _used_elsewhere(path: Path) -> bool:
+    mine = {os.getpid(), *states.descendants(os.getpid())}
+    others = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return any(str(path) in _maps(pid) for pid in others if pid not in mine)
+
+
+def _maps(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_text()
+    return ""
