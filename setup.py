@@ -14,7 +14,7 @@ setup(
         Extension(
             "coheld._native",
             ["src/coheld/_native.c"],
-            depends=["src/coheld/_lock.h"],
+            depends=["src/coheld/_lock.h", "src/coheld/_segment.h"],
             extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra", *extra],
             extra_link_args=["-pthread", *extra],
         )
