@@ -223,8 +223,15 @@ def remove(name: str, timeout: float | None = 0) -> bool:
     try:
         if mutex._record()[0] > 1:  # held before: the caller would go on under a lock that others get anew
             mutex._timed_out(0)
-        mutex._flag(_native.REMOVED, True)
-        shm.unlink_named(mutex.segment)
+        _unlink(mutex)
     finally:
         mutex.release()
     return True
+
+
+def _unlink(mutex: Mutex) -> None:
+    mutex._flag(_native.REMOVED, True)
+    try:
+        shm.unlink_named(mutex.segment)
+    finally:
+        mutex._flag(_native.REMOVED, not mutex._linked())  # one whose file could not be removed stays in use

@@ -110,8 +110,7 @@ def lock_directory() -> str:
     Raises: InsecureError: if it is a link, another user's, or writable by others; the one that COHELD_DIR names is
     taken as it is.  OSError: if it cannot be made.
     """
-    named = os.environ.get("COHELD_DIR")
-    directory = os.path.abspath(named) if named else _default_directory()
+    directory = _named_directory() or os.path.join(_base_directory(), _default_name())
     make_directory(directory)
     return directory
 
@@ -119,7 +118,7 @@ def lock_directory() -> str:
 def make_directory(directory: str) -> None:
     """The same for one that is known: session managers remove all that a user has in shared memory at logout."""
     _make_private(directory)
-    if directory != _default_directory():
+    if directory == _named_directory() or os.path.basename(directory) != _default_name():
         return
     found = os.lstat(directory)
     if not stat.S_ISDIR(found.st_mode):
@@ -136,8 +135,13 @@ def _make_private(directory: str) -> None:
         os.chmod(directory, 0o700)  # the umask may have taken more away
 
 
-def _default_directory() -> str:
-    return os.path.join(_base_directory(), f"coheld-{os.geteuid()}")
+def _named_directory() -> str | None:
+    named = os.environ.get("COHELD_DIR")
+    return os.path.abspath(named) if named else None
+
+
+def _default_name() -> str:
+    return f"coheld-{os.geteuid()}"
 
 
 def _base_directory() -> str:
@@ -145,7 +149,11 @@ def _base_directory() -> str:
         return "/dev/shm"
     import tempfile  # dear to import, and hardly ever needed
 
-    return tempfile.gettempdir()
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        why = "no place for locks: neither /dev/shm nor a temporary directory can be written; set COHELD_DIR"
+        raise FileNotFoundError(error.errno, why) from error
 
 
 def _check_owner(path: str, found: os.stat_result) -> None:
@@ -191,25 +199,23 @@ def new_file(directory: str, size: int, header: Header) -> Iterator[tuple[str, i
     path = os.path.join(directory, f".new-{os.getpid()}-{start_of(os.getpid())}-{os.urandom(4).hex()}")
     try:
         yield path, _reserved(path, size, header)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(path)
-        raise
+        if not isinstance(error, OSError) or isinstance(error, FileExistsError):
+            raise
+        raise OSError(error.errno, f"no lock can be made: {error.strerror}", directory) from error
 
 
 def _reserved(path: str, size: int, header: Header) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.fchmod(fd, 0o600)  # the umask may have taken more away
-            os.posix_fallocate(fd, 0, size)
-            os.pwrite(fd, header.pack(), 0)
-        except BaseException:
-            os.close(fd)
-            raise
-    except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise OSError(error.errno, f"no lock can be made: {why}", os.path.dirname(path)) from error
+        os.fchmod(fd, 0o600)  # the umask may have taken more away
+        os.posix_fallocate(fd, 0, size)
+        os.pwrite(fd, header.pack(), 0)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

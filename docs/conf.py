@@ -1,0 +1,22 @@
+"""How Sphinx builds these pages: `sphinx-build -W docs docs/_build`."""
+
+from coheld import __version__
+
+project = "coheld"
+author = "The coheld authors"
+copyright = "The coheld authors"  # noqa: A001
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+nitpicky = True
+exclude_patterns = ["_build"]
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+nitpick_ignore = [("py:class", "coheld.lockable.F"), ("py:class", "collections.abc.Callable")]
+
+html_theme = "furo"
+html_title = f"coheld {version}"

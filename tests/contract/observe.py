@@ -1,0 +1,58 @@
+"""What the contract tests ask of a lock, from outside: by another thread, which owns nothing."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from support import delays
+
+T = TypeVar("T")
+
+
+class Lock(Protocol):
+    """A Lockable, or its ``__lock__``."""
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+def elsewhere(call: Callable[[], T]) -> T:
+    """What `call()` returns or raises in another thread; it has delays.LONG for it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(delays.LONG)
+
+
+def _attempt(lock: Lock) -> bool:
+    if got := lock.acquire(blocking=False):
+        lock.release()
+    return got
+
+
+def is_free(lock: Lock) -> bool:
+    """Can another thread have it now?"""
+    return elsewhere(lambda: _attempt(lock))
+
+
+@contextmanager
+def held_elsewhere(lock: Lock) -> Iterator[int]:
+    """Another thread of this process holds it meanwhile; gives that thread's number."""
+    holding, let_go, tids = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        assert lock.acquire(timeout=delays.LONG)
+        tids.append(threading.get_native_id())
+        holding.set()
+        let_go.wait(delays.HANG)
+        lock.release()
+
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold)
+        try:
+            assert holding.wait(delays.LONG), "the other thread has the lock"
+            yield tids[0]
+        finally:
+            let_go.set()
+            held.result(delays.LONG)
