@@ -116,7 +116,8 @@ class Mutex(_native.Mutex):
         self.recovered()
 
     def _ward(self) -> str:
-        assert isinstance(self.resource, shm.Named)
+        if not isinstance(self.resource, shm.Named):
+            self._broken()  # nobody works on behalf of who holds an anonymous lock
         return ward.path_of(self.resource.path)
 
     def _await_ward(self, deadline: float) -> bool:
@@ -156,7 +157,9 @@ class Mutex(_native.Mutex):
         raise OverflowError(f"{self.label}: acquired too many times by one thread")
 
     def _broken(self) -> NoReturn:
-        raise IncompatibleError(f"{self.label}: its memory is damaged; coheld rm removes it", resource=self.label)
+        raise IncompatibleError(
+            f"{self.label}: its memory is damaged; if nobody uses it, remove {self.segment.path}", resource=self.label
+        )
 
 
 class _Handles:

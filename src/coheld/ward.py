@@ -24,6 +24,7 @@ by now, its start time tells. Killed in 1, or out of time there: flag and record
 """
 
 import os
+import re
 import select
 import signal
 import time
@@ -31,6 +32,7 @@ from contextlib import suppress
 
 from .owner import start_of
 
+_RECORD = re.compile(rb"([1-9]\d{0,8}) (\d{1,18})\n")
 _SLICE = 1.0  # seconds; no sleep is longer
 
 
@@ -78,10 +80,8 @@ def _read(path: str) -> tuple[int, int] | None:
         line = os.read(descriptor, 64)
     finally:
         os.close(descriptor)
-    if not line.endswith(b"\n"):
-        return None
-    pid, start = line.split()
-    return int(pid), int(start)
+    whole = _RECORD.fullmatch(line)
+    return (int(whole[1]), int(whole[2])) if whole else None
 
 
 def _end(pid: int, start: int, deadline: float) -> bool:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -88,7 +89,7 @@ def killed_at_each_line(action: Callable[[], object]) -> Iterator[int]:
 def interrupted_at_each_line(action: Callable[[], object], afterwards: Callable[[int], object]) -> Iterator[int]:
     """In a child each: Ctrl-C before line 1, line 2, … of the action, then `afterwards(line)`; yields the line."""
     for line in itertools.count(1):
-        reached = forked(_interrupted(action, line, lambda line=line: afterwards(line)))
+        reached = forked(_interrupted(action, line, partial(afterwards, line)))
         assert reached in (0, INTERRUPTED), f"the child interrupted before line {line} ended with {reached}"
         if reached == 0:
             return

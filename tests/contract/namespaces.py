@@ -55,7 +55,7 @@ def foreign_directory(path: str) -> None:
     if os.geteuid() == 0:
         os.chown(path, STRANGER, STRANGER)
     else:
-        _mount("/", path, None, MS_BIND)  # the real root is another user here
+        _mount("/usr", path, None, MS_BIND | MS_REC)  # the real root is another user here
 
 
 def become_stranger() -> int:

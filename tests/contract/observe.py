@@ -1,5 +1,6 @@
 """What the contract tests ask of a lock, from outside: by another thread, which owns nothing."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,3 +57,14 @@ def held_elsewhere(lock: Lock) -> Iterator[int]:
         finally:
             let_go.set()
             held.result(delays.LONG)
+
+
+def in_a_thread_of_its_own(test: Callable[[], None]) -> Callable[[], None]:
+    """Run a test in a thread that holds nothing yet: objects that earlier tests dropped while they were held count."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(test).result()
+
+    return run

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from observe import in_a_thread_of_its_own
 
 from coheld import Lockable, Owner, TooManyLocksError, holder, statistics
 from support import delays, procs, states
@@ -502,6 +503,7 @@ def test_a_copy_creates_nothing(tmp_path: Path) -> None:
 # ---- many locks at once ------------------------------------------------------------------------------------
 
 
+@in_a_thread_of_its_own
 def test_a_thread_may_hold_so_many_locks_and_no_more() -> None:
     *locks, one_more = [Plain() for _ in range(LIMIT + 1)]
     for lock in locks:
@@ -520,6 +522,7 @@ def test_a_thread_may_hold_so_many_locks_and_no_more() -> None:
         lock.release()
 
 
+@in_a_thread_of_its_own
 def test_calls_that_failed_do_not_count_as_held() -> None:
     bed = Bed()
     killed_holder(bed)

@@ -282,6 +282,11 @@ def enter_x() -> None:
         pass
 
 
+def remove_and_enter() -> None:
+    remove_x()
+    enter_x()
+
+
 @pytest.mark.hang_limit(180)
 def test_a_remover_that_is_killed_at_any_step_is_in_nobodys_way(coheld_dir: Path) -> None:
     seen = set()
@@ -301,7 +306,7 @@ def test_a_remover_that_is_killed_at_any_step_is_in_nobodys_way(coheld_dir: Path
 @pytest.mark.hang_limit(180)
 def test_one_who_attaches_anew_may_be_killed_at_any_step_too(coheld_dir: Path) -> None:
     known = Lockable(lock_name="x")
-    for _ in killpoints.killed_at_each_line(lambda: (remove_x(), enter_x())):
+    for _ in killpoints.killed_at_each_line(remove_and_enter):
         assert killpoints.forked(enter_x) == 0
         assert had(known) and inode_of(known) == (coheld_dir / "name-x").stat().st_ino
 
@@ -353,16 +358,17 @@ def test_all_agree_on_one_lock_within_about_a_second(
 def test_they_agree_though_one_held_it_meanwhile_and_others_waited(
     coheld_dir: Path, remove_externally: Callable[[Path], None]
 ) -> None:
-    with procs.start(hold_by_name) as holding, procs.start(wait_and_use) as waiting:
+    with procs.start(hold_by_name) as holding:
         old = holding.hear()
-        waiting.wait_until_blocked()
-        remove_externally(coheld_dir)
-        holding.tell("leave")
-        assert waiting.hear() is True
-        new = Lockable(lock_name="x")
-        states.wait_until(lambda: used(waiting) == used_here(new), "both agree", ABOUT_A_SECOND)
-        assert inode_of(new) != old
-        waiting.tell("end")
+        with procs.start(wait_and_use) as waiting:
+            waiting.wait_until_blocked()
+            remove_externally(coheld_dir)
+            holding.tell("leave")
+            assert waiting.hear() is True
+            new = Lockable(lock_name="x")
+            states.wait_until(lambda: used(waiting) == used_here(new), "both agree", ABOUT_A_SECOND)
+            assert inode_of(new) != old
+            waiting.tell("end")
 
 
 def wait_and_use(link: procs.Link) -> None:

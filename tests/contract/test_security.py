@@ -162,7 +162,7 @@ BAD_DIRECTORIES = {
 def use_the_default(link: procs.Link, prepare: Callable[[], None]) -> list[tuple[type[BaseException], str]]:
     namespaces.private_shm()
     prepare()
-    errors = [error_of(lambda: Lockable()), error_of(lambda: Lockable(lock_name="x")), error_of(lambda: remove("x"))]
+    errors = [error_of(Lockable), error_of(lambda: Lockable(lock_name="x")), error_of(lambda: remove("x"))]
     assert os.path.islink(DEFAULT) or not os.path.isdir(DEFAULT) or all_in(DEFAULT) == [] or prepare is someone_elses
     assert all_in("/dev/shm") in ([f"coheld-{os.geteuid()}"], [f"coheld-{os.geteuid()}", "mine"])
     return errors

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_one_process_has_one_arena(coheld_dir: Path) -> None:
 
 def test_its_cells_do_not_overlap() -> None:
     offsets = sorted(place_of(obj)[1] for obj in [Lockable() for _ in range(1_000)])
-    assert min(second - first for first, second in zip(offsets, offsets[1:], strict=False)) >= CELL_SIZE
+    assert min(second - first for first, second in pairwise(offsets)) >= CELL_SIZE
 
 
 def test_its_pages_are_reserved_in_chunks_that_begin_small() -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def end_well(script: Path, source: str) -> None:
     """Run a program, and whatever it forks, to an end that has nothing to say."""
     script.write_text(source)
     complaints = script.with_suffix(".err")
-    with all_of_it_has_ended(), complaints.open("wb") as stderr:
-        with procs.command([sys.executable, str(script)], stderr=stderr):
-            pass
+    command = [sys.executable, str(script)]
+    with all_of_it_has_ended(), complaints.open("wb") as stderr, procs.command(command, stderr=stderr):
+        pass
     assert complaints.read_text() == ""
 
 
@@ -344,7 +345,7 @@ def test_dead_childrens_arenas_do_not_pile_up(coheld_dir: Path, last_words: Call
     obj = Lockable()
     for _ in range(20):
         with procs.start(last_words) as child:
-            states.wait_until(lambda child=child: states.gone(child.pid), "the child has ended")
+            states.wait_until(partial(states.gone, child.pid), "the child has ended")
             child.kill()
         assert len(all_in(coheld_dir)) <= 2
     assert took(obj)
@@ -392,7 +393,7 @@ class Crowd:
 
     def wait_for(self, words: int) -> None:
         """Return when so many of them have said a word."""
-        deadline = time.monotonic() + delays.LONG
+        deadline = time.monotonic() + delays.HANG
         while words:
             ready, _, _ = select.select([self._said], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{words} of them have said nothing"
@@ -405,7 +406,7 @@ class Crowd:
     def end(self) -> list[int]:
         """All end; returns how."""
         os.close(self._end)
-        statuses = [one.wait(delays.LONG) for one in self._running]
+        statuses = [one.wait(delays.HANG) for one in self._running]
         os.close(self._said)
         return statuses
 
@@ -514,6 +515,11 @@ def at_once(rng: random.Random, workers: list[procs.FunctionWorker], kill: bool 
         worker.kill() if kill and worker is workers[0] else worker.tell("go")
 
 
+def load_and_enter(data: bytes) -> None:
+    with pickle.loads(data):
+        pass
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_attaching_while_the_maker_ends_and_others_start(coheld_dir: Path, rng: random.Random, kill: bool) -> None:
     """All of those who attach find it, or none of them, and whoever has it can hand it on."""
@@ -528,8 +534,8 @@ def test_attaching_while_the_maker_ends_and_others_start(coheld_dir: Path, rng: 
                 at_once(rng, [maker, *users], kill)
                 answers = {user.hear() for user in users}
                 assert answers in ({True}, {"gone"})
-                late = killpoints.forked(lambda data=data: pickle.loads(data).acquire())
-                assert late == 0 or answers == {"gone"}
+                late = killpoints.forked(partial(load_and_enter, data))
+                assert late == (answers == {"gone"})
                 at_once(rng, users)
     if kill:
         next_start()

@@ -16,7 +16,7 @@ from support import delays, states
 
 PR_SET_CHILD_SUBREAPER = 36
 PREFIX = "coheld-test-"  # of the private directories in /dev/shm; then the process that made it
-PATTERNS = ("coheld-*/*", "arena-*", "name-*", ".new-*", "core.*")
+PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "name-*", ".new-*", "core.*")
 
 
 def adopt_orphans() -> None:
@@ -51,8 +51,8 @@ def nothing_left(directories: Sequence[Path] | None = None) -> Iterator[None]:
     processes = set(states.descendants(os.getpid()))
     threads, files = set(threading.enumerate()), _segments(directories)
     yield
-    _stop_servers()
-    left = [f"process {one}" for one in _end(processes)]
+    _stop_forkserver()
+    left = [f"process {one}" for one in _end(processes | _resource_tracker())]
     left += [f"thread {thread.name}" for thread in _threads_left(threads)]
     left += [f"file {path}" for path in _remove(_segments(directories) - files)]
     assert not left, "the test left behind: " + ", ".join(left)
@@ -61,11 +61,16 @@ def nothing_left(directories: Sequence[Path] | None = None) -> Iterator[None]:
 # ---- processes ---------------------------------------------------------------------------------------------
 
 
-def _stop_servers() -> None:
-    """End multiprocessing's own helper processes: the next test hands on another environment."""
-    for module, name in (("forkserver", "_forkserver"), ("resource_tracker", "_resource_tracker")):
-        if (loaded := sys.modules.get(f"multiprocessing.{module}")) is not None:
-            getattr(loaded, name)._stop()  # what CPython's own tests use
+def _stop_forkserver() -> None:
+    """It would hand the environment of this test on to those after it."""
+    if (loaded := sys.modules.get("multiprocessing.forkserver")) is not None:
+        loaded._forkserver._stop()  # what CPython's own tests use
+
+
+def _resource_tracker() -> set[int]:
+    """multiprocessing's helper, which ends with us. Stopped earlier it would remove what is still in use."""
+    loaded = sys.modules.get("multiprocessing.resource_tracker")
+    return set() if loaded is None else {loaded._resource_tracker._pid} - {None}
 
 
 def _end(before: set[int]) -> list[str]:
