@@ -316,8 +316,11 @@ static inline void cell_begin(Cell *c, const Label *method) {
 }
 
 static void __attribute__((noinline)) cell_offer(Cell *c) {
-    uint64_t since = LOAD(&c->waiting_since);
-    if (since && clock_ns(CLOCK_MONOTONIC) - since > HANDOFF_AGE) __atomic_store_n(&c->handoff, 1, __ATOMIC_SEQ_CST);
+    uint64_t since = LOAD(&c->waiting_since), now = clock_ns(CLOCK_MONOTONIC);
+    if (!since)
+        STORE(&c->waiting_since, now); /* counted, but killed or overtaken before it wrote this: its wait begins here */
+    else if (now - since > HANDOFF_AGE)
+        __atomic_store_n(&c->handoff, 1, __ATOMIC_SEQ_CST);
 }
 
 /* One level more, and one less, of a lock that is mine. */

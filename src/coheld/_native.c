@@ -170,8 +170,8 @@ static PyType_Spec segment_spec = {"coheld._native.Segment", sizeof(Segment), 0,
 
 typedef struct {
     PyObject_HEAD
-    Cell *cell;           /* NULL: not attached (yet).  Replaced only by a thread that owned the old cell and marked it
-                             REMOVED: so whoever holds a cell releases the one that it took */
+    Cell *cell;           /* NULL: not attached (yet).  Replaced only where it is marked REMOVED, and such a cell is held
+                             by nobody: so whoever holds a cell releases the one that it took */
     Segment *segment;     /* strong; keeps the cell mapped */
     PyObject *resource;   /* what it is and how to attach, for lockable.py */
     PyObject *weakrefs;
@@ -220,9 +220,10 @@ static void mutex_dealloc(Mutex *self) {
     if (self->weakrefs) PyObject_ClearWeakRefs((PyObject *)self);
     if (self->cell) {
         Cell *c = self->cell;
-        if (word_load(c)) {
+        if (word_load(c) & FUTEX_TID_MASK) {
             if (LOAD(&c->owner.who) == process.who) Py_INCREF(self->segment);
         } else if (self->forks == process.forks && !self->shared) {
+            __atomic_store_n(word_of(c), 0, __ATOMIC_RELEASE); /* the death of an owner before is no news to the next */
             area_give_back(&self->segment->area, c);
         }
     }
@@ -230,6 +231,22 @@ static void mutex_dealloc(Mutex *self) {
     Py_XDECREF(self->resource);
     type->tp_free(self);
     Py_DECREF(type);
+}
+
+/* Do I hold it?  Also in a child that a hook or a signal's handler has forked, which does not know itself yet. */
+static int still_mine(Cell *c) {
+    if (UNLIKELY(!me.tid)) find_myself();
+    return cell_mine(c);
+}
+
+/* Run the handlers of signals.  A child that one of them forked, and that comes back, waits on its own account. */
+static int run_handlers(Waiter *w) {
+    int rc = PyErr_CheckSignals();
+    if (UNLIKELY(!me.tid)) {
+        find_myself();
+        *w = (Waiter){0};
+    }
+    return rc;
 }
 
 /* Try, sleep, try again.  0 or EOWNERDEAD: held.  ETIMEDOUT.  -1: a signal's handler raised.  Else: the mutex is broken.
@@ -245,13 +262,13 @@ static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
         Py_END_ALLOW_THREADS
     }
     for (;;) {
-        if (rc == EINTR && PyErr_CheckSignals()) {
+        if (rc == EINTR && run_handlers(&w)) {
             rc = -1;
             break;
         }
         rc = cell_try(c, &w, dead);
         if (rc != EBUSY) break;
-        if (PyErr_CheckSignals()) { /* one that came before the sleep has not ended it */
+        if (run_handlers(&w)) { /* one that came before the sleep has not ended it */
             rc = -1;
             break;
         }
@@ -281,19 +298,27 @@ static PyObject *record_tuple(const Record *r) {
                          LOAD(&r->tid), label_text(&r->method));
 }
 
+/* A hook that the owner calls.  What it returns, or -1: it raised, or it forked and we are the child. */
+static int settle_by(Mutex *self, Cell *c, const char *name, PyObject *arg) {
+    int rc = arg ? call_hook(self, name, arg) : -1;
+    if (rc < 0 || still_mine(c)) return rc;
+    call_hook(self, "_not_owner", NULL);
+    return -1;
+}
+
 /* The rare duties of a new owner: 1, go on; 0, the cell is retired and left, begin again; -1, raised and left;
  * ETIMEDOUT, left: who worked on behalf of a dead owner is still there. */
 static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead, uint64_t deadline) {
-    int linked = 1;
+    if (!obj) obj = Py_None;
     if (dead) {
         PyObject *who = record_tuple(dead);
-        int rc = who ? call_hook(self, "_owner_died", who) : -1;
+        int rc = settle_by(self, c, "_owner_died", who);
         Py_XDECREF(who);
         if (rc < 0) goto failed;
     }
     if (LOAD(&c->flags) & WARDED) {
         PyObject *until = PyFloat_FromDouble(deadline == FOREVER ? Py_HUGE_VAL : (double)deadline / 1e9);
-        int gone = until ? call_hook(self, "_await_ward", until) : -1;
+        int gone = settle_by(self, c, "_await_ward", until);
         Py_XDECREF(until);
         if (gone < 0) goto failed;
         if (!gone) {
@@ -303,7 +328,7 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
     }
     if (LOAD(&c->since) >= LOAD(&self->next_check)) {
         STORE(&self->next_check, LOAD(&c->since) + SLICE);
-        linked = call_hook(self, "_linked", NULL);
+        int linked = settle_by(self, c, "_look", obj);
         if (linked < 0) goto failed;
         if (!linked) STORE(&c->flags, LOAD(&c->flags) | REMOVED);
     }
@@ -311,11 +336,10 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
         cell_release(c);
         return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
     }
-    if (LOAD(&c->flags) & RECOVERING && call_hook(self, "_recover", obj ? obj : Py_None) < 0) goto failed;
-    if (cell_mine(c)) return 1;
-    call_hook(self, "_not_owner", NULL); /* a child that the hook has forked returns from it */
+    if (LOAD(&c->flags) & RECOVERING && settle_by(self, c, "_recover", obj) < 0) goto failed;
+    return 1;
 failed:
-    if (cell_mine(c)) cell_release(c);
+    if (still_mine(c)) cell_release(c);
     return -1;
 }
 
@@ -359,8 +383,7 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
 static inline int mutex_release(Mutex *self) {
     Cell *c = self->cell;
     if (UNLIKELY(!c)) return -1;
-    if (UNLIKELY(!me.tid)) find_myself();
-    if (UNLIKELY(!cell_mine(c))) return -1;
+    if (UNLIKELY(!still_mine(c))) return -1;
     cell_release(c);
     return 0;
 }
@@ -420,7 +443,7 @@ static PyObject *mutex_bind(Mutex *self, PyObject *args) {
 }
 
 static PyObject *mutex_watch(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    STORE(&self->next_check, clock_ns(CLOCK_MONOTONIC_COARSE) + SLICE);
+    STORE(&self->next_check, 0); /* at the next acquire, and then once a second */
     Py_RETURN_NONE;
 }
 
@@ -435,6 +458,10 @@ static PyObject *mutex_flag(Mutex *self, PyObject *args) {
     int up;
     if (!PyArg_ParseTuple(args, "Ip:_flag", &bit, &up)) return NULL;
     if (!self->cell) return not_attached();
+    if (!still_mine(self->cell)) {
+        call_hook(self, "_not_owner", NULL);
+        return NULL;
+    }
     uint32_t flags = LOAD(&self->cell->flags);
     STORE(&self->cell->flags, up ? flags | bit : flags & ~bit);
     Py_RETURN_NONE;
@@ -477,7 +504,7 @@ static PyMethodDef mutex_methods[] = {
     {"__enter__", (PyCFunction)mutex_enter, METH_NOARGS, "Take the lock; blocks until it is held."},
     {"__exit__", (PyCFunction)mutex_exit, METH_VARARGS, "Release the lock."},
     {"bind", (PyCFunction)mutex_bind, METH_VARARGS, "bind(segment, offset): this cell from now on."},
-    {"watch", (PyCFunction)mutex_watch, METH_NOARGS, "watch(): ask _linked() about once a second."},
+    {"watch", (PyCFunction)mutex_watch, METH_NOARGS, "watch(): ask _look() about once a second."},
     {"_flag", (PyCFunction)mutex_flag, METH_VARARGS, "_flag(bit, up): by the owner only."},
     {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
     {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},

@@ -150,5 +150,6 @@ static void cell_revive(Cell *c) {
     if (word_load(c)) __atomic_store_n(word_of(c), FUTEX_OWNER_DIED, __ATOMIC_SEQ_CST);
     c->waiters = c->waiting_since = 0;
     c->handoff = 0;
+    c->flags &= ~(uint32_t)WARDED; /* its number and start may be somebody else's since the boot */
 }
 #endif

@@ -38,6 +38,6 @@ def statistics(obj: object) -> Statistics:
 
 def _lock_of(obj: object) -> Mutex:
     lock: Mutex = _native.lock_of(obj)
-    if not lock.attached:
+    if not lock.attached or lock.flags & _native.REMOVED:
         lock._attach()
     return lock

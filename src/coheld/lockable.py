@@ -48,7 +48,7 @@ class Lockable(_native.LockableBase):
         init = super().__init__
         if getattr(init, "__objclass__", None) is not object or type(self).__new__ is object.__new__:
             init(*args, **kwargs)  # else object's, which would refuse what __new__ has consumed
-        _create(self, lock)
+        lock.create(self)
 
     @overload
     @staticmethod
@@ -97,17 +97,6 @@ def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> Mutex:
         lock = _mutex.anonymous()
     _native.hang(obj, lock)
     return lock
-
-
-def _create(obj: Lockable, lock: Mutex) -> None:
-    """Run ``__create__`` unless it has returned before, here or elsewhere; blocks while another process is in it."""
-    hook = getattr(type(obj), "__create__", None)
-    if hook is None or lock.flags & _native.CREATED:
-        return
-    with lock:
-        if not lock.flags & _native.CREATED:
-            hook(obj)
-            lock.created()
 
 
 def _rebuild(lock: Mutex, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:

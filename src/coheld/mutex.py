@@ -50,6 +50,16 @@ class Mutex(_native.Mutex):
         self._flag(_native.CREATED, True)
         self.recovered()
 
+    def create(self, obj: object) -> None:
+        """Run ``__create__`` unless it has returned before, wherever; blocks while another process is in it."""
+        hook = getattr(type(obj), "__create__", None)
+        if hook is None or self.flags & _native.CREATED:
+            return
+        with self:
+            if not self.flags & _native.CREATED:
+                hook(obj)
+                self.created()
+
     def entrust(self, pid: int) -> None:
         """By the owner: the process works on its behalf. If the owner dies, nobody gets the lock before that is gone.
 
@@ -60,8 +70,8 @@ class Mutex(_native.Mutex):
 
     def reclaim(self) -> None:
         """By the owner: nobody works on its behalf any more."""
-        self._flag(_native.WARDED, False)
         ward.clear(self._ward())
+        self._flag(_native.WARDED, False)
 
     def __repr__(self) -> str:
         if not self.attached:
@@ -97,6 +107,14 @@ class Mutex(_native.Mutex):
                 raise IncompatibleError(f"{segment.path} is damaged: {error}", resource=self.label) from None
             if isinstance(self.resource, shm.Named):
                 self.watch()
+
+    def _look(self, obj: object) -> bool:
+        """By the owner, about once a second: is the name still this cell's, and has the cell its first state?  One
+        that was removed is made anew by whoever comes next, in the middle of an object's life."""
+        linked = self._linked()
+        if linked:
+            self.create(obj)
+        return linked
 
     def _linked(self) -> bool:
         """Does the name still lead to this cell? (Session managers remove a user's shared memory at logout.)"""
@@ -138,9 +156,14 @@ class Mutex(_native.Mutex):
 
     def _timed_out(self, timeout: float) -> NoReturn:
         owner = self.owner()
+        if owner:
+            why = f"held by {owner}"
+        elif self.flags & _native.WARDED:
+            why = "the command of a killed coheld run has not ended yet"
+        else:
+            why = "its holder has just changed; try again"
         raise LockTimeout(
-            f"{self.label}: not got within {float(timeout):g} s; "
-            + (f"held by {owner}" if owner else "its holder has just changed; try again"),
+            f"{self.label}: not got within {float(timeout):g} s; {why}",
             resource=self.label,
             owner=owner,
             waited=float(timeout),

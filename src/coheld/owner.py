@@ -42,7 +42,7 @@ def thread_name(pid: int, tid: int) -> str:
 class Owner:
     """The thread that holds a lock, or did when it died.
 
-    pid, tid: process and thread number; 0 for one that died before it had written them down.  start: when the
+    pid, tid: process and thread number; 0 for one that died before it had written them down, or after.  start: when the
     process started, clock ticks since boot.  method: the locked method, "" for acquire and with.  since: when it took
     the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.  depth: how many times it holds it.
     """
@@ -60,7 +60,7 @@ class Owner:
 
     def __str__(self) -> str:
         if not self.pid:
-            return "a process that had not written its name down yet"
+            return "a process that had not written its name down yet, or had taken it off"
         name = thread_name(self.pid, self.tid) or f"{self.tid}"
         command = command_of(self.pid) if self.alive() else ""
         where = f" in {self.method}" if self.method else ""

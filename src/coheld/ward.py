@@ -14,7 +14,7 @@ until that process is gone.
     3  writes the record, raises the flag
     4  opens the gate                       runs
     5  reaps it                             ends
-    6  lowers the flag, removes the record
+    6  removes the record, lowers the flag
     7  releases the mutex
 
 Why no step races. Killed before 4: the gate closes and the command never runs, whatever is in the record; so one that

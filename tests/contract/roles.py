@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from support import procs, states
 
@@ -73,6 +74,12 @@ serve(obj)"""
     )
 
 
+def has_let_go(pid: int) -> bool:
+    """Has the process ended, and let go of its files?  One that is on its way out has not yet."""
+    task = states.task(pid)
+    return task is None or task.state in "ZX"
+
+
 class Actor:
     """The test's side: who it is, and the lock as it travels."""
 
@@ -97,7 +104,7 @@ class Actor:
         self._gone()
 
     def _gone(self) -> None:
-        states.wait_until(lambda: states.gone(self.pid), f"process {self.pid} has ended")
+        states.wait_until(partial(has_let_go, self.pid), f"process {self.pid} has ended")
 
 
 @contextmanager

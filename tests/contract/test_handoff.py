@@ -115,69 +115,6 @@ def noting_waiter(device: Device, order: list[int], number: int) -> Iterator[Non
     thread.join(delays.LONG)
 
 
-# ---- beside a thread that burns the processor --------------------------------------------------------------
-
-
-@contextmanager
-def burning_thread() -> Iterator[None]:
-    """Another thread of this process wants the GIL all the time."""
-    done = threading.Event()
-
-    def burn() -> None:
-        while not done.is_set():
-            sum(range(200))
-
-    thread = threading.Thread(target=burn)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(delays.LONG)
-
-
-def compete_beside_a_burner(link: procs.Link, device: Device) -> Report:
-    with burning_thread():
-        link.say("ready")
-        return compete(device, 0, link.hear())
-
-
-def compete_without_a_pause(link: procs.Link, device: Device) -> int:
-    """Hold it for 1 ms, computing, and ask again at once."""
-    link.say("ready")
-    end, calls = link.hear(), 0
-    while time.monotonic() < end:
-        with device:
-            until = time.monotonic() + 0.001
-            while time.monotonic() < until:
-                pass
-        calls += 1
-    return calls
-
-
-def longest_wait_beside_a_burner() -> float:
-    """Of a waiter that a rival competes with, s."""
-    device = Device()
-    with (
-        procs.start(compete_without_a_pause, device) as rival,
-        procs.start(compete_beside_a_burner, device) as waiter,
-    ):
-        rival.expect("ready")
-        waiter.expect("ready")
-        end = time.monotonic() + 2 * RUN
-        rival.tell(end)
-        waiter.tell(end)
-        assert rival.result() > 1
-        longest: float = waiter.result().longest
-        return longest
-
-
-def test_a_waiter_that_has_to_queue_for_the_gil_is_served() -> None:
-    """It is woken in time, but gets the GIL only after a switch interval, 5 ms: its rival must wait for that."""
-    longest = [longest_wait_beside_a_burner() for _ in range(3)]
-    assert median(longest) < 0.25 * delays.SCALE, longest
-
-
 # ---- waiters that do not take what they are handed ---------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -445,7 +446,7 @@ def fork_without_shm(link: procs.Link) -> tuple[str, bool, bool]:
     os.environ.pop("COHELD_DIR", None)
     namespaces.tmpfs("/tmp")
     not_for_all()
-    os.environ["TMPDIR"] = "/tmp"
+    tempfile.tempdir = "/tmp"
     obj = Lockable()
     return str(file_of(obj).parent), took(obj), took(Lockable(lock_name="x"))
 

@@ -33,7 +33,7 @@ def all_of_it_has_ended() -> Iterator[None]:
     before = set(states.descendants(os.getpid()))
 
     def running() -> list[int]:
-        return [pid for pid in states.descendants(os.getpid()) if pid not in before and not states.gone(pid)]
+        return [pid for pid in states.descendants(os.getpid()) if pid not in before and not roles.has_let_go(pid)]
 
     yield
     states.wait_until(lambda: not running(), "all children have ended")

@@ -1,9 +1,10 @@
-"""What a test may not leave behind: processes, threads, and files outside of its own directory."""
+"""What a test may not leave behind: processes, threads, locks, and files outside of its own directory."""
 
 import contextlib
 import ctypes
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from support import delays, states
 
 PR_SET_CHILD_SUBREAPER = 36
+SYS_GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}
 PREFIX = "coheld-test-"  # of the private directories in /dev/shm; then the process that made it
 PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "name-*", ".new-*", "core.*")
 
@@ -43,18 +45,19 @@ def remove_private_directories(pid: int) -> None:
 
 @contextlib.contextmanager
 def nothing_left(directories: Sequence[Path] | None = None) -> Iterator[None]:
-    """The body leaves no process, thread or file (in directories, else `places()`) behind.
+    """The body leaves behind no process, thread, file (in directories, else `places()`), or lock of this thread.
 
-    What it leaves is ended, removed and reported.
+    What it leaves is reported; processes are ended, too.
     """
     directories = places() if directories is None else directories
     processes = set(states.descendants(os.getpid()))
-    threads, files = set(threading.enumerate()), _segments(directories)
+    threads, files, locks = set(threading.enumerate()), _segments(directories), _robust_locks()
     yield
     _stop_forkserver()
     left = [f"process {one}" for one in _end(processes | _resource_tracker())]
     left += [f"thread {thread.name}" for thread in _threads_left(threads)]
-    left += [f"file {path}" for path in _remove(_segments(directories) - files)]
+    left += [f"file {path}" for path in _files_left(directories, files)]
+    left += [f"{_robust_locks() - locks} locks that this thread holds"] if _robust_locks() > locks else []
     assert not left, "the test left behind: " + ", ".join(left)
 
 
@@ -119,6 +122,28 @@ def _threads_left(before: set[threading.Thread]) -> set[threading.Thread]:
     return left()
 
 
+# ---- locks ------------------------------------------------------------------------------------------------
+
+
+class _RobustList(ctypes.Structure):
+    """struct robust_list_head of linux/futex.h; its first word begins a ring through all robust mutexes held."""
+
+    _fields_ = (("next", ctypes.c_size_t), ("offset", ctypes.c_long), ("pending", ctypes.c_size_t))
+
+
+def _robust_locks() -> int:
+    """How many robust mutexes this thread holds, as the kernel would find them at its death."""
+    head, size = ctypes.POINTER(_RobustList)(), ctypes.c_size_t()
+    number = SYS_GET_ROBUST_LIST[platform.machine()]
+    ctypes.CDLL(None).syscall(number, 0, ctypes.byref(head), ctypes.byref(size))
+    end, count = ctypes.addressof(head.contents), 0
+    address = head.contents.next & ~1  # the lowest bit marks priority inheritance
+    while address != end:
+        count += 1
+        address = ctypes.c_size_t.from_address(address).value & ~1
+    return count
+
+
 # ---- files ------------------------------------------------------------------------------------------------
 
 
@@ -139,12 +164,15 @@ def _segments(directories: Iterable[Path]) -> set[Path]:
     return {path for path in found if PREFIX not in str(path)}
 
 
-def _remove(paths: set[Path]) -> list[Path]:
-    """Remove what nobody else uses, and return it: other programs of this user may run beside the tests."""
-    ours = sorted(path for path in paths if not _used_elsewhere(path) and path.exists())
-    for path in ours:
-        path.unlink(missing_ok=True)
-    return ours
+def _files_left(directories: Iterable[Path], before: set[Path]) -> list[Path]:
+    """Other programs of this user may run beside the tests, and theirs are not ours: nothing is removed here."""
+
+    def left() -> list[Path]:
+        return sorted(path for path in _segments(directories) - before if not _used_elsewhere(path))
+
+    with contextlib.suppress(AssertionError):
+        states.wait_until(lambda: not left(), "no file is left", delays.MEDIUM)
+    return left()
 
 
 def _used_elsewhere(path: Path) -> bool:

@@ -17,13 +17,14 @@ import re
 import stat
 import string
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from .. import _native
-from ..errors import IncompatibleError, InsecureError
+from ..errors import BackendError, IncompatibleError, InsecureError
 from ..owner import start_of
 
 MAGIC = b"\x93coheld\n"
@@ -225,10 +226,25 @@ def directory_locked(directory: str) -> Iterator[None]:
     ends with it."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        flock_soon(fd, fcntl.LOCK_EX, directory)
         yield
     finally:
         _unlock_and_close(fd)
+
+
+def flock_soon(fd: int, operation: int, path: str) -> None:
+    """Take a flock that others have for moments only; blocks for a second at most.
+
+    Raises: BackendError: if it is not to be had: who has it was stopped.
+    """
+    deadline = time.monotonic() + 1.0
+    while True:
+        try:
+            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise BackendError(f"{path} is kept locked by a process that does not go on", resource=path) from None
+            time.sleep(0.001)
 
 
 def _unlock_and_close(fd: int) -> None:
@@ -326,7 +342,7 @@ def _remove_unused(directory: str, paths: list[str]) -> None:
     if paths := [path for path in paths if _exclusively(path)]:
         mapped = _mapped_files(directory)
         for path in paths:
-            if path not in mapped:
+            if os.path.basename(path) not in mapped:
                 _unlink_unused(path)
 
 
@@ -350,7 +366,8 @@ def _exclusively(path: str, action: Callable[[str], object] = str) -> bool:
 
 def _mapped_files(directory: str) -> set[str]:
     """The files that any process maps, but for those that have signed off."""
-    needle, gone = f" {directory}/".encode(), f"/memfd:{_SIGNED_OFF} ".encode()
+    needle = b" " + os.fsencode(os.path.realpath(directory)) + b"/"  # as the kernel spells it
+    gone = f"/memfd:{_SIGNED_OFF} ".encode()
     found: set[str] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
@@ -361,4 +378,4 @@ def _mapped_files(directory: str) -> set[str]:
 
 
 def _path_of(line: bytes) -> str:
-    return os.fsdecode(line[line.index(b"/") :])
+    return os.path.basename(os.fsdecode(line[line.index(b"/") :]))

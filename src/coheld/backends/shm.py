@@ -202,6 +202,8 @@ def attach_arena(path: str, offset: int) -> Segment:
         if segment is None:
             _leave_at_exit(os.path.dirname(path))
             segment = _process.segments[path] = _attach_file(path)
+        elif not segment.holds(offset):  # a daemon has closed its descriptor
+            segment = _process.segments[path] = _attach_file(path)
     if not segment.holds(offset):
         raise IncompatibleError(f"{path} has no lock at {offset}", resource=path)
     return segment
@@ -210,10 +212,10 @@ def attach_arena(path: str, offset: int) -> Segment:
 def _attach_file(path: str) -> Segment:
     try:
         fd = files.open_checked(path)
-        fcntl.flock(fd, fcntl.LOCK_SH)
     except FileNotFoundError:
         raise _gone(path) from None
     try:
+        files.flock_soon(fd, fcntl.LOCK_SH, path)
         found = os.fstat(fd)
         if not files.same_file(path, (found.st_dev, found.st_ino)):
             raise _gone(path)
@@ -282,7 +284,7 @@ def _create_named(path: str, name: str) -> Segment:
 def _revive(path: str, fd: int, name: str) -> None:
     """The file outlived a reboot, on a disk: nobody of then lives.  Whoever comes while it is made anew waits for the
     flock and finds it done."""
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    files.flock_soon(fd, fcntl.LOCK_EX, path)
     if not files.check_header(path, fd, files.NAMED, name):
         _mapped(path, os.dup(fd), _native.HEADER_SIZE, _native.HEADER_SIZE).revive(files.NAMED_CELL)
         os.pwrite(fd, files.header_here(files.NAMED, name).pack(), 0)
