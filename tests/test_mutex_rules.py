@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -334,7 +335,7 @@ def test_a_waiter_finds_that_the_owners_number_has_been_given_to_another() -> No
             tid = pool.submit(threading.get_native_id).result()
             words.depth, words.word = 1, number
             result = pool.submit(bed.acquire, timeout=(SLICE + 1) * delays.SCALE)
-            states.wait_until_blocked(os.getpid(), tid)
+            states.wait_until(lambda: result.done() or states.blocked_in_futex(os.getpid(), tid), "it waits")
             pause(0.05)  # starts are counted in ticks of 1/100 s
             given = number in [children.enter_context(idle_child()) for _ in range(4)]
             got = result.result()
@@ -656,16 +657,20 @@ def test_a_newcomer_lets_others_pass_no_longer_than_it_may_wait() -> None:
     obj.release()
 
 
-def test_the_time_of_a_wait_that_was_lost_is_noted_again() -> None:
-    """Who leaves clears it; one who enrols at that very moment would never be handed the lock."""
+def test_a_wait_that_was_counted_but_never_timed_is_timed_by_the_next_release() -> None:
+    """Who leaves clears the time: one who enrols at that very moment, or dies in it, would never be handed the lock."""
     obj = Lockable()
     words = Words(obj)
-    obj.acquire()
-    with procs.start(wait, obj) as waiter:
-        waiter.wait_until_blocked()
+    with waiter_enrolled_for_long(obj) as waiter:
+        waiter.stop()
         words.waiting_since = 0
-        states.wait_until(lambda: words.waiting_since, "it is noted again", SLICE + delays.LONG)
         obj.release()
+        assert words.waiting_since and not words.handoff
+        obj.acquire()
+        pause(delays.TICK)
+        obj.release()
+        assert words.handoff
+        waiter.cont()
         waiter.expect(True)
         waiter.tell("release")
 
@@ -700,11 +705,13 @@ LEAVE: dict[str, Callable[[Lockable], object]] = {
 @pytest.mark.parametrize("way", LEAVE)
 def test_the_cell_of_one_that_is_held_or_that_others_may_have_is_not(way: str) -> None:
     obj = Lockable()
-    offset = obj.__lock__.offset
-    LEAVE[way](obj)
-    del obj
-    gc.collect()
-    assert offset not in [one.__lock__.offset for one in [Lockable() for _ in range(8)]]
+    offset, handle = obj.__lock__.offset, weakref.ref(obj.__lock__)
+    with ThreadPoolExecutor(1) as keeper:  # lives until the end, and so does what it holds
+        keeper.submit(LEAVE[way], obj).result()
+        del obj
+        gc.collect()
+        assert handle() is None
+        assert offset not in [one.__lock__.offset for one in [Lockable() for _ in range(8)]]
 
 
 def test_another_program_inherits_no_descriptor_of_ours(coheld_dir: Path) -> None:

@@ -81,7 +81,8 @@ enum {
 #define MS UINT64_C(1000000)
 #define FOREVER UINT64_MAX
 static const uint64_t HANDOFF_AGE = MS / 2;   /* a wait older than this is handed the lock */
-static const uint64_t HANDOFF_SLEEP = 5 * MS; /* how long a newcomer lets others pass */
+static const uint64_t HANDOFF_SLEEP = 10 * MS; /* how long a newcomer lets others pass: more than the 5 ms for which a
+                                                 woken thread may have to queue for the GIL */
 static const uint64_t EXAMINE_AFTER = 200 * MS; /* the same owner for so long: is it alive? */
 static const uint64_t SLICE = 1000 * MS; /* no sleep is longer; in a queue that takes longer the order is not kept */
 

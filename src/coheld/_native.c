@@ -239,17 +239,19 @@ static int still_mine(Cell *c) {
     return cell_mine(c);
 }
 
-/* Run the handlers of signals.  A child that one of them forked, and that comes back, waits on its own account. */
-static int run_handlers(Waiter *w) {
+/* Run the handlers of signals.  0: wait on.  -1: one raised.  EALREADY: one has taken the lock, and kept it.  A child
+ * that one of them forked, and that comes back, waits on its own account. */
+static int run_handlers(Cell *c, Waiter *w) {
     int rc = PyErr_CheckSignals();
     if (UNLIKELY(!me.tid)) {
         find_myself();
         *w = (Waiter){0};
     }
-    return rc;
+    return rc ? -1 : cell_mine(c) ? EALREADY : 0;
 }
 
-/* Try, sleep, try again.  0 or EOWNERDEAD: held.  ETIMEDOUT.  -1: a signal's handler raised.  Else: the mutex is broken.
+/* Try, sleep, try again.  0 or EOWNERDEAD: held.  ETIMEDOUT.  -1: a signal's handler raised.  EALREADY: one has taken it,
+ * begin again.  Else: the mutex is broken.
  * A woken waiter takes the GIL first and the lock then: the other way round, a thread would own the lock while it
  * queues for the GIL.  A wake that is consumed is always followed by a try, and who fails that try has met an
  * acquirer that saw it enrolled: no wake is lost by giving up. */
@@ -262,16 +264,10 @@ static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
         Py_END_ALLOW_THREADS
     }
     for (;;) {
-        if (rc == EINTR && run_handlers(&w)) {
-            rc = -1;
-            break;
-        }
+        if (rc == EINTR && (rc = run_handlers(c, &w))) break;
         rc = cell_try(c, &w, dead);
         if (rc != EBUSY) break;
-        if (run_handlers(&w)) { /* one that came before the sleep has not ended it */
-            rc = -1;
-            break;
-        }
+        if ((rc = run_handlers(c, &w))) break; /* a signal that came before the sleep has not ended it */
         if (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline) {
             rc = ETIMEDOUT;
             break;
@@ -365,6 +361,7 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
             if (!timeout) return 0;
             if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
             rc = mutex_wait(c, deadline, &dead);
+            if (rc == EALREADY) continue;
         }
         if (UNLIKELY(rc && rc != EOWNERDEAD)) {
             if (rc > 0 && rc != ETIMEDOUT) rc = call_hook(self, "_broken", NULL);

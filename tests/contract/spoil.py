@@ -122,11 +122,13 @@ WAYS = [
     noise_in_header,
     noise_with_checksum,
     noise,
-    cut,
     extend,
     zero_some,
     shift,
+    cut,
 ]
+"""In an order in which one may follow another: nothing but the last takes bytes away."""
+
 
 WAYS_IN_PLACE = [flip_in_cell, odd_words_in_cell, odd_flags, noise_in_header]
 """Those that a process can meet which has mapped the file: others would take the memory away."""

@@ -120,7 +120,7 @@ class Fuzzer:
         subject, mapped = rng.choice(self._subjects), rng.random() < 0.2
         ways = rng.sample(spoil.WAYS_IN_PLACE if mapped else spoil.WAYS, rng.randint(1, 2))
         data = subject.in_state(rng.choice([0, 0, os.getpid(), OWNER_DIED, OWNER_DIED | 1 << 31]))
-        for way in ways:
+        for way in sorted(ways, key=spoil.WAYS.index):
             way(rng, data, subject.cell)
         if mapped:  # what pthread goes by is checked when a lock is attached, and then no more
             kind = slice(subject.cell + spoil.MUTEX_KIND, subject.cell + spoil.MUTEX_KIND + 4)
