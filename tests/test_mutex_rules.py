@@ -325,23 +325,30 @@ def test_a_waiter_leaves_an_owner_alone_that_lives() -> None:
     assert statistics(bed).recoveries == 0
 
 
+def had_while_its_number_was_given_away(bed: Bed, number: int) -> bool | None:
+    """Wait for a lock whose word names a process that was not there yet; meanwhile one of that number begins.
+
+    Was the lock had?  None: that process is none of ours, and may have begun before the wait.
+    """
+    take_in_a_thread(bed)
+    words = Words(bed)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as children:
+        tid = pool.submit(threading.get_native_id).result()
+        words.depth, words.word = 1, number
+        result = pool.submit(bed.acquire, timeout=(SLICE + 1) * delays.SCALE)
+        states.wait_until(lambda: result.done() or states.blocked_in_futex(os.getpid(), tid), "it waits")
+        pause(0.05)  # starts are counted in ticks of 1/100 s
+        given = number in [children.enter_context(idle_child()) for _ in range(4)]
+        if got := result.result():
+            pool.submit(bed.release).result()
+    return got if given else None
+
+
 def test_a_waiter_finds_that_the_owners_number_has_been_given_to_another() -> None:
     """The one who has it now began after the wait did: it is not the owner."""
     for _ in range(20):
-        bed, number = Bed(), ended_process() + 4
-        take_in_a_thread(bed)
-        words = Words(bed)
-        with ThreadPoolExecutor(1) as pool, ExitStack() as children:
-            tid = pool.submit(threading.get_native_id).result()
-            words.depth, words.word = 1, number
-            result = pool.submit(bed.acquire, timeout=(SLICE + 1) * delays.SCALE)
-            states.wait_until(lambda: result.done() or states.blocked_in_futex(os.getpid(), tid), "it waits")
-            pause(0.05)  # starts are counted in ticks of 1/100 s
-            given = number in [children.enter_context(idle_child()) for _ in range(4)]
-            got = result.result()
-            if got:
-                pool.submit(bed.release).result()
-        if given:
+        bed = Bed()
+        if (got := had_while_its_number_was_given_away(bed, ended_process() + 4)) is not None:
             assert got
             assert len(bed.recovered) == 1
             return
