@@ -32,7 +32,9 @@ def test_the_command_dies_with_its_runner(tmp_path: Path) -> None:
         command = int(wait_for_line(tmp_path / "pid"))
         runner.kill()
         states.wait_until(lambda: really_gone(command), "the command is gone")
-    assert Lockable(lock_name="name").acquire(timeout=delays.LONG)
+    lock = Lockable(lock_name="name")
+    assert lock.acquire(timeout=delays.LONG)
+    lock.release()
 
 
 def test_the_next_run_waits_until_the_command_is_gone(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def private_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory)
+        with contextlib.suppress(FileNotFoundError):  # the test has removed it
+            shutil.rmtree(directory)
 
 
 def remove_private_directories(pid: int) -> None:
