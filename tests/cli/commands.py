@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from coheld import Lockable
 from support import delays, states
 
 COHELD = [sys.executable, "-c", "import sys; from coheld.cli import main; sys.exit(main())"]
@@ -153,3 +154,10 @@ def _read(descriptor: int) -> str:
         return os.read(descriptor, 65536).decode()
     except OSError:
         return ""
+
+
+def can_be_had(lock: Lockable) -> bool:
+    """Is it free by now? Takes it and gives it back; blocks for delays.LONG at most."""
+    if got := lock.acquire(timeout=delays.LONG):
+        lock.release()
+    return got

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands import COHELD, PYTHON, coheld
+from cli.commands import COHELD, PYTHON, can_be_had, coheld
 from coheld import Lockable, holder
 from coheld.cli import exits
 from support import delays, procs
@@ -53,7 +53,7 @@ def test_exit_status(command: list[str], status: int, script: Path) -> None:
     assert done.returncode == status
     assert not done.stdout
     assert done.stderr.count("\n") == (status in (exits.NOT_FOUND, exits.NOT_EXECUTABLE)), done.stderr
-    assert Lockable(lock_name="name").acquire(blocking=False)
+    assert can_be_had(Lockable(lock_name="name"))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_lock_is_held_while_the_command_runs() -> None:
         assert owner.pid == runner.pid
         assert not lock.acquire(timeout=delays.SHORT)
         runner.tell("go on")
-    assert lock.acquire(blocking=False)
+    assert can_be_had(lock)
 
 
 def test_runs_of_one_name_wait_for_each_other(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_not_got(options: list[str], tmp_path: Path) -> None:
     assert done.stderr.startswith("coheld: 'name'")
     assert f"process {other.pid} " in done.stderr
     assert not (tmp_path / "ran").exists()
-    assert lock.acquire(blocking=False)
+    assert can_be_had(lock)
 
 
 def hold(link: procs.Link, name: str) -> None:
@@ -226,7 +226,7 @@ def test_the_runner_needs_no_room_to_fail_clearly(coheld_dir: Path) -> None:
     done = coheld("run", "name", "echo", "ran")
     assert (done.returncode, done.stdout) == (exits.FAILED, "")
     assert done.stderr.startswith("coheld: ")
-    assert Lockable(lock_name="name").acquire(blocking=False)
+    assert can_be_had(Lockable(lock_name="name"))
 
 
 def test_a_stopped_waiter_is_not_a_problem_of_others() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cli.commands import COHELD, PYTHON, Terminal, really_gone
+from cli.commands import COHELD, PYTHON, Terminal, can_be_had, really_gone
 from coheld import Lockable, holder
 from coheld.cli import relay
 from support import procs, states
@@ -64,7 +64,7 @@ def test_the_runner_reports_what_the_signal_did(number: signal.Signals) -> None:
         runner.expect("ready")
         runner.signal(number)
         runner.end(128 + number)
-    assert Lockable(lock_name="name").acquire(blocking=False)
+    assert can_be_had(Lockable(lock_name="name"))
 
 
 def test_the_runner_outlives_a_command_that_takes_its_time() -> None:
@@ -80,7 +80,7 @@ def test_the_runner_outlives_a_command_that_takes_its_time() -> None:
         assert owner.pid == runner.pid
         runner.tell("end now")
         runner.end(4)
-    assert lock.acquire(blocking=False)
+    assert can_be_had(lock)
 
 
 def test_a_stopped_command_does_not_stop_the_runner_without_a_terminal() -> None:
@@ -127,7 +127,7 @@ def run_with_signals_before(link: procs.Link, number: int, when: str) -> int:
 def test_a_signal_before_the_command_runs_is_not_lost(number: signal.Signals, when: str) -> None:
     with procs.start(run_with_signals_before, number, when) as runner:
         assert runner.result() == 128 + number
-    assert Lockable(lock_name="name").acquire(blocking=False)
+    assert can_be_had(Lockable(lock_name="name"))
 
 
 # ---- on a terminal ---------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_command_and_then_the_runner() -> None:
         terminal.expect("ready")
         terminal.type("\x03")
         assert terminal.news() == f"ended {128 + signal.SIGINT}"
-    assert Lockable(lock_name="name").acquire(blocking=False)
+    assert can_be_had(Lockable(lock_name="name"))
 
 
 def test_a_command_that_ignores_ctrl_c_keeps_its_runner_and_the_lock() -> None:
