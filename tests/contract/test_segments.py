@@ -14,6 +14,7 @@ import pytest
 from coheld import Lockable, statistics
 from coheld._native import CELL_SIZE
 from coheld.owner import start_of
+from contract.observe import in_a_thread_of_its_own
 from contract.places import Place, all_in, arenas_of, file_of, place_of, took
 from support import delays, procs
 
@@ -191,6 +192,7 @@ def test_a_cell_is_not_used_again_while_a_copy_of_its_object_lives() -> None:
     assert _place_of_a_new_one() == place
 
 
+@in_a_thread_of_its_own
 def test_a_cell_is_not_used_again_when_its_object_was_dropped_while_held() -> None:
     obj = Lockable()
     place = place_of(obj)
