@@ -17,9 +17,9 @@ from statistics import median
 from typing import Any
 
 import pytest
-from observe import in_a_thread_of_its_own
 
 from coheld import Lockable, Owner, TooManyLocksError, holder, statistics
+from contract.observe import in_a_thread_of_its_own
 from support import delays, procs, states
 
 LIMIT = 2000  # locks that one thread may hold
