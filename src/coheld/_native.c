@@ -513,7 +513,7 @@ static PyMemberDef mutex_members[] = {
     {"resource", T_OBJECT_EX, offsetof(Mutex, resource), READONLY, "What it locks, and how to attach to it."},
     {"segment", T_OBJECT, offsetof(Mutex, segment), READONLY, "Where its cell is mapped, or None."},
     {"shared", T_BOOL, offsetof(Mutex, shared), 0, "It left this process: its cell is not reused."},
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Mutex, weakrefs), READONLY},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Mutex, weakrefs), READONLY, NULL},
     {NULL},
 };
 
@@ -702,9 +702,9 @@ static PyMethodDef locked_methods[] = {
 
 static PyMemberDef locked_members[] = {
     {"timeout", T_OBJECT, offsetof(LockedMethod, timeout), READONLY, "Seconds to wait for the lock, or None."},
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(LockedMethod, vectorcall), READONLY},
-    {"__dictoffset__", T_PYSSIZET, offsetof(LockedMethod, dict), READONLY},
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(LockedMethod, weakrefs), READONLY},
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(LockedMethod, vectorcall), READONLY, NULL},
+    {"__dictoffset__", T_PYSSIZET, offsetof(LockedMethod, dict), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(LockedMethod, weakrefs), READONLY, NULL},
     {NULL},
 };
 
