@@ -3,10 +3,12 @@
 A word is forged only to make a state that a death at the wrong moment leaves behind, or a number used again.
 """
 
+import ctypes
 import gc
 import mmap
 import os
 import pickle
+import platform
 import shutil
 import signal
 import subprocess
@@ -27,6 +29,7 @@ from support import delays, procs, states
 
 WAITERS, OWNER_DIED, TID = 0x80000000, 0x40000000, 0x3FFFFFFF
 SLICE = 1.0  # s, the longest sleep of a waiter
+SYS_SET_ROBUST_LIST = {"x86_64": 273, "aarch64": 99}
 FUTEX_WAIT_BITSET = 9  # without a flag: shared by processes, and absolute on the monotonic clock
 
 
@@ -314,6 +317,34 @@ def test_a_waiter_finds_an_owner_that_is_gone(bits: int) -> None:
     assert 0.1 < time.monotonic() - begin < (SLICE + 1) * delays.SCALE
     bed.release()
     assert len(bed.recovered) == statistics(bed).recoveries == 1
+
+
+def hold_unseen(link: procs.Link, obj: Lockable) -> None:
+    """Hold it, and hide that from the kernel, as where the out-of-memory reaper was quicker: its list is empty."""
+    obj.acquire()
+    head = (ctypes.c_size_t * 3)()
+    head[0] = ctypes.addressof(head)
+    assert not ctypes.CDLL(None).syscall(SYS_SET_ROBUST_LIST[platform.machine()], head, ctypes.sizeof(head))
+    link.say("holding")
+    link.wait_for("never")
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_waiter_finds_an_owner_whose_death_the_kernel_did_not_see(reaped: bool) -> None:
+    """Also one that nobody has waited for: its parent may be the waiter, as here."""
+    bed = Bed()
+    with procs.start(hold_unseen, bed) as owner:
+        owner.expect("holding")
+        if reaped:
+            owner.kill()
+        else:
+            owner.signal(signal.SIGKILL)
+            states.wait_until(lambda: (task := states.task(owner.pid)) and task.state == "Z", "it is a zombie")
+        assert Words(bed).word == owner.pid
+        assert bed.acquire(timeout=delays.LONG)
+        bed.release()
+        owner.kill()
+    assert [dead.pid for dead in bed.recovered] == [owner.pid]
 
 
 def test_a_waiter_leaves_an_owner_alone_that_lives() -> None:
