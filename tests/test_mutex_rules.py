@@ -82,6 +82,9 @@ class Words:
     def epoch(self) -> int:
         return self._wide[6] >> 32
 
+    def begin_epoch(self) -> None:
+        self._wide[6] = self.epoch + 1 << 32
+
     @property
     def waiting_since(self) -> int:
         return self._wide[16]
@@ -177,14 +180,20 @@ def test_the_kernel_marks_a_death_in_the_word() -> None:
     assert words.word == 0
 
 
-def test_whoever_takes_the_lock_keeps_the_bit_for_those_who_sleep_behind_it() -> None:
-    """The unlock that woke one has consumed it; without it the next unlock would wake nobody."""
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_whoever_takes_the_lock_keeps_the_bit_for_those_who_sleep_behind_it(forgotten: bool) -> None:
+    """The unlock that woke one has consumed it; without it the next unlock would wake nobody.
+
+    Forgotten: a new epoch began just before both went to sleep.  One who has slept does not trust the count.
+    """
     obj = Lockable()
     words = Words(obj)
     obj.acquire()
     with procs.start(wait, obj) as first, procs.start(wait, obj) as second:
         first.wait_until_blocked()
         second.wait_until_blocked()
+        if forgotten:
+            words.begin_epoch()
         obj.release()
         waiters = {states.wait_until(lambda: (found := holder(obj)) and found.pid, "one has it")}
         assert words.word & WAITERS
@@ -272,6 +281,20 @@ def test_a_waiter_asleep_on_a_free_lock_is_woken_by_the_next_owner() -> None:
             waiter.expect(True)
             taken.append(time.monotonic() - begin)
     assert sorted(taken)[1] < 2 * delays.SHORT, taken
+
+
+def test_a_waiter_asleep_on_a_free_lock_is_woken_by_one_who_lets_it_pass_in_vain() -> None:
+    """Whoever begins a new epoch forgets it, and so its release would wake nobody."""
+    obj, taken = Lockable(), []
+    for _ in range(3):
+        with unlocker_killed_before_its_wake(obj) as waiter:
+            Words(obj).handoff = 1
+            begin = time.monotonic()
+            if obj.acquire(timeout=delays.SHORT):  # else the waiter was faster
+                obj.release()
+            waiter.expect(True)
+            taken.append(time.monotonic() - begin)
+    assert sorted(taken)[1] < 4 * delays.SHORT, taken
 
 
 # ---- deaths that the kernel does not mark ------------------------------------------------------------------
