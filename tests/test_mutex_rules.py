@@ -63,6 +63,14 @@ class Words:
         self._narrow[0] = value
 
     @property
+    def levels(self) -> int:
+        return self._narrow[1]
+
+    @levels.setter
+    def levels(self, value: int) -> None:
+        self._narrow[1] = value
+
+    @property
     def handoff(self) -> int:
         return self._narrow[10]
 
@@ -220,6 +228,20 @@ def test_who_takes_it_without_waiting_keeps_the_bit_as_well() -> None:
         obj.release()
         waiter.expect(True)
         waiter.tell("release")
+
+
+def test_a_level_too_many_is_an_error_and_changes_nothing() -> None:
+    """pthread counts them in a word of 32 bits."""
+    obj = Lockable()
+    words = Words(obj)
+    with obj:
+        words.levels = 2**32 - 1
+        for attempt in (obj.acquire, obj.__enter__, lambda: obj.acquire(blocking=False)):
+            with pytest.raises(OverflowError, match="too many times"):
+                attempt()
+        assert (words.levels, words.depth) == (2**32 - 1, 1)
+        words.levels = 1
+    assert holder(obj) is None
 
 
 # ---- no sleep without an end -------------------------------------------------------------------------------
