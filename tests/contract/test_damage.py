@@ -450,6 +450,7 @@ RECORDS = [
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_damaged_ward_is_none(coheld_dir: Path, named: Victim, record: bytes) -> None:
     (coheld_dir / "ward-x").write_bytes(record)
+    (coheld_dir / "ward-x").chmod(0o600)
     spoil.put_word(named.path, named.offset + spoil.FLAGS, WARDED)
     assert named.outcome() == "took"
 
