@@ -256,7 +256,7 @@ def _open_named(path: str, name: str) -> Segment:
 def _map_named(path: str, name: str) -> Segment:
     fd = files.open_checked(path)
     try:
-        if not files.check_header(path, fd, files.NAMED, name):
+        if not _is_of_this_boot(path, fd, name):
             _revive(path, fd, name)
     except BaseException:
         os.close(fd)
@@ -264,6 +264,14 @@ def _map_named(path: str, name: str) -> Segment:
     segment = _mapped(path, fd, _native.HEADER_SIZE, _native.HEADER_SIZE)
     segment.close()
     return segment
+
+
+def _is_of_this_boot(path: str, fd: int, name: str) -> bool:
+    """A header that is wrong may be half written: _revive does that, under the flock.  Then it is right after that."""
+    with suppress(IncompatibleError):
+        return files.check_header(path, fd, files.NAMED, name)
+    files.flock_soon(fd, fcntl.LOCK_SH, path)
+    return files.check_header(path, fd, files.NAMED, name)
 
 
 def _create_named(path: str, name: str) -> None:
