@@ -3,46 +3,15 @@
 The programs here see no pyATS, also where it is installed: it is hidden from them, or their environment is a new one.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import coheld
-from support import delays, procs
+from contract import test_reference
+from support import procs
+from support.environments import COMPAT, Environment, build
 
-COMPAT = Path(__file__).parents[1] / "compat"
-
-EXAMPLE = """
-from pyats.async_.synchronize import Lockable
-
-class MySharableClass(Lockable):
-
-    def __init__(self):
-        super().__init__()
-
-    @Lockable.locked
-    def do_work_one(self):
-        return "one"
-
-    @Lockable.locked
-    def do_work_two(self):
-        return self.do_work_one() + " and two"
-"""
-
-USE = """
-import multiprocessing, threading
-shared = MySharableClass()
-worker = multiprocessing.get_context("fork").Process(target=shared.do_work_two)
-worker.start()
-worker.join()
-thread = threading.Thread(target=shared.do_work_two)
-thread.start()
-thread.join()
-print(shared.do_work_two(), worker.exitcode)
-"""
+EXAMPLE = test_reference.EXAMPLE.replace("from coheld import", "from pyats.async_.synchronize import")
 
 # A module of that name, whatever else is installed.
 PRETENDED = """
@@ -92,7 +61,8 @@ def test_importing_the_module_needs_no_pyats() -> None:
     ],
 )
 def test_an_unknown_class_is_refused_whole(init: str, acquire: str, complaint: str) -> None:
-    source = f"{PRETENDED}\nclass Lockable:\n    {init}\n    {acquire}\nmodule.Lockable = Lockable\nbefore = dict(vars(Lockable))"
+    source = f"{PRETENDED}\nclass Lockable:\n    {init}\n    {acquire}\nmodule.Lockable = Lockable"
+    source += "\nbefore = dict(vars(Lockable))"
     said = refused(source)
     assert said.startswith("IncompatibleError") and complaint in said
     unchanged = (
@@ -105,68 +75,42 @@ def test_an_unknown_class_is_refused_whole(init: str, acquire: str, complaint: s
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The distribution in compat/, built."""
-    directory = tmp_path_factory.mktemp("wheel")
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(directory)]
-    run(sys.executable, "-m", "pip", "wheel", "-q", *options, str(COMPAT))
-    (built,) = directory.glob("coheld_pyats_compat-*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> str:
-    """An environment of its own with the distribution, and with this very coheld, but without Cisco's pyATS."""
-    directory = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", str(directory))
-    python = str(directory / "bin" / "python")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel))
-    (directory / "beside").mkdir()
-    (directory / "beside" / "coheld").symlink_to(coheld.__path__[0])
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    (Path(site) / "this-coheld.pth").write_text(f"{directory / 'beside'}\n")
-    return python
-
-
-def run(*command: str) -> str:
-    """What it prints; it must end well."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=delays.HANG / 2, check=False
-    )
-    assert done.returncode == 0, done.stdout.decode()
-    return done.stdout.decode()
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """One with the distribution, built here, and without Cisco's pyATS."""
+    made = Environment(tmp_path_factory.mktemp("environment"))
+    made.install_wheel(build(COMPAT, tmp_path_factory.mktemp("wheel")))
+    return made
 
 
 @pytest.mark.source_tree
-def test_the_references_example_runs_unchanged(python: str) -> None:
-    assert run(python, "-W", "error", "-c", EXAMPLE + USE) == "one and two 0\n"
+def test_the_references_example_runs_unchanged(environment: Environment) -> None:
+    assert environment.python(EXAMPLE + test_reference.USE) == "one and two 0\n"
 
 
 @pytest.mark.source_tree
-def test_its_class_is_ours_and_adopting_it_does_nothing(python: str) -> None:
+def test_its_class_is_ours_and_adopting_it_does_nothing(environment: Environment) -> None:
     source = (
         "import coheld.pyats; coheld.pyats.adopt(); from pyats.async_.synchronize import Lockable; "
         "print(Lockable is coheld.Lockable, 'acquire' in vars(Lockable))"
     )
-    assert run(python, "-c", source) == "True False\n"
+    assert environment.python(source) == "True False\n"
 
 
 @pytest.mark.source_tree
-def test_it_offers_nothing_else_of_pyats(python: str) -> None:
+def test_it_offers_nothing_else_of_pyats(environment: Environment) -> None:
     source = "try:\n    import pyats.topology\nexcept ModuleNotFoundError as error:\n    print(error)"
-    assert run(python, "-c", source) == "No module named 'pyats.topology'\n"
+    assert environment.python(source) == "No module named 'pyats.topology'\n"
 
 
 @pytest.mark.source_tree
-def test_a_start_of_python_imports_nothing_for_it(python: str) -> None:
+def test_a_start_of_python_imports_nothing_for_it(environment: Environment) -> None:
     loaded = "import sys; print(*[name for name in sys.modules if 'coheld' in name or 'pyats' in name])"
-    assert run(python, "-c", loaded) == "coheld_pyats_compat\n"
+    assert environment.python(loaded) == "coheld_pyats_compat\n"
 
 
 @pytest.mark.source_tree
 @pytest.mark.parametrize("parts", [0, 1, 2, 3])
-def test_every_part_that_another_has_is_the_others(python: str, tmp_path: Path, parts: int) -> None:
+def test_every_part_that_another_has_is_the_others(environment: Environment, tmp_path: Path, parts: int) -> None:
     """The other's pyats/, with or without __init__.py: parts of them; what is missing is made up for."""
     package = tmp_path / "pyats" / "async_"
     package.mkdir(parents=True)
@@ -176,12 +120,12 @@ def test_every_part_that_another_has_is_the_others(python: str, tmp_path: Path, 
     for file in others:
         file.write_text("Lockable = 'theirs'\n")
     source = "import sys; sys.path.append(sys.argv[1]); from pyats.async_.synchronize import Lockable; print(Lockable)"
-    said = run(python, "-c", source, str(tmp_path))
+    said = environment.python(source, str(tmp_path))
     assert said == ("theirs\n" if parts else "<class 'coheld.Lockable'>\n")
 
 
 @pytest.mark.source_tree
-def test_a_finder_that_comes_later_is_asked_before_it(python: str) -> None:
+def test_a_finder_that_comes_later_is_asked_before_it(environment: Environment) -> None:
     source = """
 import importlib.util, sys
 class Later:
@@ -194,4 +138,4 @@ sys.meta_path.append(Later())
 import pyats
 print(pyats.theirs)
 """
-    assert run(python, "-c", source) == "asked for pyats\nTrue\n"
+    assert environment.python(source) == "asked for pyats\nTrue\n"
