@@ -9,6 +9,7 @@ In what is printed, `...` stands for anything. Comments before a block change th
     <!-- file: lab.py -->      the program is also kept under this name, for what follows on the page
     <!-- continues -->         the program goes on where the one above it ended
     <!-- status: 124 -->       the last command, or the program, ends with this status
+    <!-- needs pyats -->       it is run where pyATS is installed: by `.ci/run pyats`
     <!-- run by .ci/run -->    it is: see test_the_commands_to_set_up_are_those_that_ci_runs
 """
 
@@ -21,11 +22,12 @@ from pathlib import Path
 
 import pytest
 
-from support import delays
+from support import delays, optional
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN, SHOWN = {"python", "console"}, {"output", "text", "diff"}
+SET_ASIDE = {"run by .ci/run"} if optional.PYATS else {"run by .ci/run", "needs pyats"}
 
 FENCE = re.compile(
     r"(?P<comments>(?:^<!-- [^\n]+ -->\n)*)^```(?P<language>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -60,9 +62,9 @@ def blocks_of(text: str) -> list[Block]:
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
         options = {one["key"]: one["value"] or "" for one in COMMENT.finditer(match["comments"])}
-        if match["language"] in RUN and "run by .ci/run" not in options:
+        if match["language"] in RUN and not SET_ASIDE & options.keys():
             found.append(Block(line, match["language"], match["body"], options))
-        elif match["language"] == "output":
+        elif match["language"] == "output" and not SET_ASIDE & options.keys():
             found[-1].expected = match["body"]
     return found
 

@@ -10,6 +10,7 @@
     mutex.py       the handle of a lock: what is said and done off the fast path
     lockable.py    Lockable and @Lockable.locked
     inspecting.py  holder and statistics
+    pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, rm, demo
 
 Each imports only what stands above it.
