@@ -19,6 +19,7 @@ LAYERS = [
     "owner",
     "ward",
     "_native",
+    "native",
     "waiting",
     "backends",
     "state",

@@ -11,10 +11,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from . import _native
+from . import native
+from .backends.base import Handle
 from .errors import IncompatibleError
 from .lockable import Lockable
-from .mutex import Mutex, anonymous
+from .mutex import anonymous
 
 _MODULE = "pyats.async_.synchronize"
 
@@ -63,8 +64,8 @@ def _init_over(cisco: type, original: Callable[..., None]) -> Callable[..., None
 
     def __init__(self: Any, *, lock: Callable[[], Any] = anonymous, **kwargs: Any) -> None:  # noqa: N807
         """Make the lock. lock: what makes it, if not coheld's is wanted, which survives a killed holder."""
-        hung = _native.peek(self)
-        if lock is anonymous and isinstance(hung, Mutex):
+        hung = native.peek(self)
+        if lock is anonymous and isinstance(hung, Handle):
             original(self, lock=lambda: hung, **kwargs)  # made by a Lockable of ours in front: it may have a name
         elif lock is anonymous and Lockable in _behind(cisco, type(self)):
             Lockable.__init__(self, **kwargs)  # the original would never get to it
@@ -91,5 +92,5 @@ class _Acquire:
         self.original = original
 
     def __get__(self, obj: Any, owner: type | None = None) -> Any:
-        acquire = _native.LockableBase.acquire if isinstance(obj, Lockable) else self.original
+        acquire = native.LockableBase.acquire if isinstance(obj, Lockable) else self.original
         return acquire.__get__(obj, owner)

@@ -16,7 +16,8 @@ import pytest
 from coheld import CoheldError, IncompatibleError, Lockable, statistics
 from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, WARDED
 from coheld.backends import files
-from coheld.mutex import handle, remove
+from coheld.backends.base import handle
+from coheld.mutex import remove
 from contract import killpoints, spoil
 from contract.places import all_in, had, inode_of, place_of, took
 from fuzz import segments
@@ -385,7 +386,7 @@ def test_a_place_where_no_lock_is_is_refused(coheld_dir: Path, offset: int) -> N
 
 
 def acquire_handle(link: procs.Link, path: str, offset: int) -> str:
-    mutex = handle("arena", path, offset)  # loading never raises
+    mutex = handle("shm", "arena", path, offset)  # loading never raises
     try:
         return str(mutex.acquire(timeout=delays.SHORT))
     except IncompatibleError as error:
