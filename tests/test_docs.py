@@ -15,13 +15,17 @@ In what is printed, `...` stands for anything. Comments before a block change th
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import coheld
 from support import delays, optional
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +154,27 @@ def test_links_between_pages_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
     local = [target for target in targets if not re.match(r"\w+:", target)]
     assert not [target for target in local if not (path.parent / target).exists()]
+
+
+@pytest.mark.parametrize("name", coheld.__all__)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    assert re.search(rf"^\.\. (auto\w+|data):: {name}$", text, re.MULTILINE)
+    assert name == "__version__" or vars(coheld)[name].__doc__
+
+
+PICTURES = runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))["PICTURES"]
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.__name__)
+def test_a_picture_is_the_one_that_its_script_draws(picture: Callable[[], Any]) -> None:
+    assert (ROOT / "docs" / "pictures" / f"{picture.__name__}.svg").read_text() == picture().svg()
+
+
+def test_pages_show_every_picture_and_say_what_it_shows() -> None:
+    shown = [found for path in PAGES for found in re.findall(r"!\[([^]]+)\]\(([^)]+\.svg)\)", path.read_text())]
+    assert {target for _, target in shown} == {f"pictures/{picture.__name__}.svg" for picture in PICTURES}
+    assert all(len(words.split()) > 20 for words, _ in shown)
 
 
 @pytest.mark.source_tree
