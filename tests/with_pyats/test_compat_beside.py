@@ -39,7 +39,7 @@ print(isinstance(Lockable().__lock__, coheld.mutex.Mutex))
 
 def install(environment: Environment, what: str, directory: Path) -> None:
     if what == "Cisco's":
-        environment.pip("install", "pyats.async", "packaging")  # the distribution that has the module
+        environment.pip("install", "pyats", "packaging")
     else:
         environment.install_wheel(build(COMPAT, directory))
 
@@ -61,5 +61,5 @@ def test_ciscos_is_whole_and_is_the_one_that_is_imported(tmp_path: Path, order: 
         environment.pip("uninstall", "-y", "coheld-pyats-compat")
         check_that_ciscos_works(environment)
     else:
-        environment.pip("uninstall", "-y", "pyats.async")
+        environment.pip("uninstall", "-y", "pyats.async")  # the part of it that has the module; the others stay
         assert environment.python(LOOK) == "coheld\n"
