@@ -320,7 +320,7 @@ def unlink_named(segment: Segment) -> None:
     """Take the name off a lock that is marked REMOVED; nothing happens if it has none."""
     with suppress(FileNotFoundError), files.directory_locked(os.path.dirname(segment.path)):
         if files.same_file(segment.path, segment.identity):
-            os.unlink(segment.path)
+            files.unlink_whole(segment.path)
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------------
