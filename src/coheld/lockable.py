@@ -71,9 +71,9 @@ class Lockable(native.LockableBase):
         timeout seconds, then it raises LockTimeout and the method has not run.
 
         when: a guard, a function of the object.  It is called under the lock and may only look; where it is false, the
-        lock is given up, and the guard is called again whenever another caller has given the lock back, or has died with
-        it.  The timeout is that of both.  A false guard where the caller has the lock already raises DeadlockError: nobody
-        else could make it true.
+        lock is given up, and the guard is called again whenever another caller has given the lock back, or has died
+        with it.  The timeout is that of both.  A false guard where the caller has the lock already raises
+        DeadlockError: nobody else could make it true.
 
         atomic: if the method raises, the shared fields are again as they were when it was called.
 
@@ -150,13 +150,14 @@ def _bind_quietly(schema: Any, lock: Any) -> None:
 def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = None) -> T:
     """Wait, with the object's lock held, until predicate() is true; its value.
 
-    The calling thread must hold the lock. While the predicate is false, the lock is given up, however many levels of it are
-    held, and what was changed so far becomes visible to others; predicate is called again, with the lock, whenever another
-    caller has given the lock back, or has died with it.  It may only look.  The lock is held again when this returns or
-    raises.  Containers that were read before the wait are detached: read them again.  timeout in seconds; None: for ever.
+    The calling thread must hold the lock. While the predicate is false, the lock is given up, however many levels of it
+    are held, and what was changed so far becomes visible to others; predicate is called again, with the lock, whenever
+    another caller has given the lock back, or has died with it.  It may only look.  The lock is held again when this
+    returns or raises.  Containers that were read before the wait are detached: read them again.  timeout in seconds;
+    None: for ever.
 
-    Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.  DeadlockError:
-    inside of an atomic call that has changed something.
+    Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.
+    DeadlockError: inside of an atomic call that has changed something.
     """
     lock: Handle = native.lock_of(obj)
     native.LockedMethod(id, timeout, b"")  # a bad timeout raises

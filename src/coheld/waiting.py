@@ -1,6 +1,7 @@
 """Waiting until something holds that others bring about: one description of it, as a generator, and who serves it.
 
-``until`` yields what it has to wait for, a Step, and is sent what came of it.  ``run`` serves it by blocking the thread.
+``until`` yields what it has to wait for, a Step, and is sent what came of it.  ``run`` serves it by blocking the
+thread.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ Steps = Generator[Step, bool, T]
 
 
 def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, keep: bool) -> Steps[T]:
-    """What holds() returns once that is true.  The lock is held by who calls; it is given up, all levels of it, while it
-    does not hold, and held again whenever holds() is called.
+    """What holds() returns once that is true.  The lock is held by who calls; it is given up, all levels of it, while
+    it does not hold, and held again whenever holds() is called.
 
     keep: it is held at the end, however that comes; else it may not be where this raises.
     Raises: NotSo: if the deadline passes.

@@ -8,7 +8,8 @@
     store       the file of a state
     view        what this process knows of a state: read, commit, grow, undo
 
-Protocol and states are in _state.h.  msgspec is imported with the first shared field, and with that all but this module.
+Protocol and states are in _state.h.  msgspec is imported with the first shared field, and with that all but this
+module.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def shared(*, default_factory: Callable[[], T]) -> T: ...
 def shared(default: Any = _MISSING, /, *, default_factory: Any = None) -> Any:
     """Declare a field that all copies of the object share, in whatever process: ``n: int = shared(0)``.
 
-    The annotation says what it holds: int (64 bits), float, bool, str, bytes, None, list, dict, set, tuple, dataclasses and
-    msgspec.Structs, enums, datetime, Decimal, UUID, and unions of them that MessagePack can tell apart.  A list, dict or
-    set needs default_factory, as in dataclasses.
+    The annotation says what it holds: int (64 bits), float, bool, str, bytes, None, list, dict, set, tuple, dataclasses
+    and msgspec.Structs, enums, datetime, Decimal, UUID, and unions of them that MessagePack can tell apart.  A list,
+    dict or set needs default_factory, as in dataclasses.
 
-    With the lock the owner sees its own changes, also those inside of lists and dicts; they become visible to others when
-    it gives the lock back, all at once.  Without the lock a read never blocks and gives the last such state, its
+    With the lock the owner sees its own changes, also those inside of lists and dicts; they become visible to others
+    when it gives the lock back, all at once.  Without the lock a read never blocks and gives the last such state, its
     containers read-only; an assignment raises NotLockedError.
 
     Raises: TypeError: here, or when the class is made: if the annotation is missing or cannot be stored.
@@ -54,7 +55,9 @@ def shared(default: Any = _MISSING, /, *, default_factory: Any = None) -> Any:
     if default_factory is not None:
         return Shared(default_factory=default_factory)
     if type(default).__hash__ is None:
-        raise TypeError(f"shared() of a {type(default).__name__}: use default_factory=…, so that each resource has its own")
+        raise TypeError(
+            f"shared() of a {type(default).__name__}: use default_factory=…, so that each resource has its own"
+        )
     return Shared(default)
 
 

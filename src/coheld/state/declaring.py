@@ -138,5 +138,7 @@ class _Settling:
         try:
             self.schema.settle()
         except NameError as error:
-            raise TypeError(f"{cls.__qualname__}: the annotation of a shared field cannot be resolved: {error}") from error
+            raise TypeError(
+                f"{cls.__qualname__}: the annotation of a shared field cannot be resolved: {error}"
+            ) from error
         unsettled.pop(id(cls), None)

@@ -30,7 +30,7 @@ class _Plain:
     __slots__ = ()
 
     def __copy__(self) -> Any:
-        return type(self).__mro__[2](self)  # type: ignore[call-arg]
+        return type(self).__mro__[2](self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return thaw(self)

@@ -22,6 +22,7 @@ def _foreign(value: Any) -> Any:
     """What msgspec does not know, but is meant as a plain value: of numpy, or a subclass of a builtin type."""
     if hasattr(value, "dtype") and hasattr(value, "item"):
         return value.item()
+    plain: Any
     for plain in (int, float, str, bytes):
         if isinstance(value, plain):
             return plain(value)
@@ -120,8 +121,8 @@ class Schema:
         self.settled = False
 
     def settle(self) -> None:
-        """Fix the types of the fields. Raises: NameError: if an annotation has a name that is not known yet.  TypeError:
-        if a field cannot be shared."""
+        """Fix the types of the fields. Raises: NameError: if an annotation has a name that is not known yet.
+        TypeError: if a field cannot be shared."""
         if self.settled:
             return
         for spec in self.specs:

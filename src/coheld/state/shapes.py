@@ -17,10 +17,17 @@ NONE, BOOL, INT, FLOAT, STR, BYTES, MUTABLE, COPIED = 1, 2, 4, 8, 16, 32, 64, 12
 HANDED, ASSIGNED = 1, 2
 """Marks of a field that its owner may have changed, as _state.h has them."""
 
-_SHORT = {ms.NoneType: NONE, ms.BoolType: BOOL, ms.IntType: INT, ms.FloatType: FLOAT, ms.StrType: STR, ms.BytesType: BYTES}
+_SHORT = {
+    ms.NoneType: NONE,
+    ms.BoolType: BOOL,
+    ms.IntType: INT,
+    ms.FloatType: FLOAT,
+    ms.StrType: STR,
+    ms.BytesType: BYTES,
+}
 _OTHER = (ms.DateTimeType, ms.DateType, ms.TimeType, ms.TimeDeltaType, ms.UUIDType, ms.DecimalType)
 _FREEZERS: dict[type, Callable[[Any], Any]] = {ms.ListType: FrozenList, ms.DictType: FrozenDict, ms.SetType: FrozenSet}
-_UNFIT = {
+_UNFIT: dict[type, str] = {
     ms.AnyType: "Any, or a container that does not say of what",
     ms.CustomType: "a type that MessagePack cannot hold",
     ms.MemoryViewType: "a memoryview",

@@ -2,8 +2,8 @@
 
     <resource's file>~<offset of its cell>.<generation>
 
-A header, the schema, two slots of entries, and a heap for what is too long for an entry.  _state.h says who may write what,
-and when; header and schema never change.  Nothing that is read here is trusted before it was checked.
+A header, the schema, two slots of entries, and a heap for what is too long for an entry.  _state.h says who may write
+what, and when; header and schema never change.  Nothing that is read here is trusted before it was checked.
 """
 
 from __future__ import annotations
@@ -237,7 +237,17 @@ def _laid_out(identity: tuple[int, int], generation: int, record: bytes, raws: S
     stored = sum(_aligned(len(raw)) for raw in raws if len(raw) > SHORT)
     size = -(-(heap + 2 * stored + stored // 2) // _PAGE) * _PAGE
     return Head(
-        MAGIC, native.LAYOUT_VERSION, len(raws), generation, size, *identity, len(record), first, first + slot, heap, record
+        MAGIC,
+        native.LAYOUT_VERSION,
+        len(raws),
+        generation,
+        size,
+        *identity,
+        len(record),
+        first,
+        first + slot,
+        heap,
+        record,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -17,7 +17,7 @@ from .shapes import ASSIGNED, HANDED
 from .store import Entry, StateFile, TornError
 
 if TYPE_CHECKING:
-    from .._native import Mutex
+    from ..backends.base import Handle
 
 _PATIENCE = 8
 """Looks in a row that a reader may find overtaken, before it asks for the lock in between."""
@@ -26,19 +26,20 @@ _TURN = 0.01
 
 
 class View(native.View):
-    """One per resource and process (and schema).  Methods that begin with an underscore are called by C, or by Handle."""
+    """One per resource and process (and schema).  Methods that begin with an underscore are called by C, or by
+    Handle."""
 
     schema: Schema
 
-    def __new__(cls, lock: Mutex, schema: Schema) -> View:
+    def __new__(cls, lock: Handle, schema: Schema) -> Self:
         return super().__new__(cls, lock, schema, schema.kinds)
 
-    def __init__(self, lock: Mutex, schema: Schema) -> None:
+    def __init__(self, lock: Handle, schema: Schema) -> None:
         self.previous: View | None = lock.view
         self.lock = weakref.ref(lock)
-        self.label = lock.label  # type: ignore[attr-defined]
-        self.resource: str = lock.segment.path  # type: ignore[attr-defined]
-        self.identity: tuple[int, int] = lock.segment.identity  # type: ignore[attr-defined]
+        self.label = lock.label
+        self.resource: str = lock.segment.path
+        self.identity: tuple[int, int] = lock.segment.identity
         self.offset = lock.offset
         self.inside_file: StateFile | None = None
         self.files: dict[int, StateFile] = {}
@@ -143,7 +144,7 @@ class View(native.View):
             if not self._write(word, changed, made):
                 self._grow(word, changed, made)
         stamp = store.number_of(self._begin())
-        for index, mark, value in self._marked():
+        for index, _mark, value in self._marked():
             self._settle(index, value, changed.get(index), stamp)
 
     def _changed(self) -> dict[int, bytes]:
@@ -248,9 +249,8 @@ class View(native.View):
             return
         lock: Any = self.lock()
         for index, (mark, value, raw) in fields.items():
-            if raw is not None:
-                value = _restored(value, self.schema.specs[index].decode(raw))
-            lock._put(index, value, mark)
+            former = value if raw is None else _restored(value, self.schema.specs[index].decode(raw))
+            lock._put(index, former, mark)
 
     # -- readers -------------------------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class View(native.View):
             self._outside = generation
         entries, places = state.entries(word & 1), self._index(state)
         chosen = [None if (place := places[index]) is None else entries[place] for index in indices]
-        return [entry and (entry.stamp, state.raw(entry)) for entry in chosen]
+        return [None if entry is None else (entry.stamp, state.raw(entry)) for entry in chosen]
 
     def _ask_for_quiet(self) -> None:
         """Commits came so fast that every look was overtaken: wait for a moment with the lock, in which none comes."""
