@@ -184,7 +184,7 @@ typedef struct {
     Segment *segment;     /* strong; keeps the cell mapped */
     PyObject *resource;   /* what it is and how to attach, for lockable.py */
     PyObject *weakrefs;
-    View *view;           /* of the shared state; NULL: not looked at yet.  Replaced only by one that refers to it */
+    View *view;           /* of the shared state; NULL: not looked at yet.  Replaced only by one that refers to its siblings */
     View *pending;        /* borrowed: the view, where the owner may have changed something; else NULL */
     int atomic;           /* how many atomic calls the owner is in */
     char guarding;        /* the owner is in a guard, and may not write */

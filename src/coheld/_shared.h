@@ -33,7 +33,7 @@ static PyObject *mutex_get_view(Mutex *self, void *Py_UNUSED(closure)) {
     return Py_NewRef(view ? (PyObject *)view : Py_None);
 }
 
-/* Readers may be in the present one: the new one refers to it. */
+/* Readers may be in the present one, which stays: the views of a lock refer to each other. */
 static int mutex_set_view(Mutex *self, PyObject *view, void *Py_UNUSED(closure)) {
     State *state = state_of((PyObject *)self);
     if (!state || !view || !PyObject_TypeCheck(view, (PyTypeObject *)state->view_type)) {

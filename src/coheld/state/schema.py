@@ -159,18 +159,17 @@ class Schema:
         self.settle()
         if not lock.attached or lock.flags & native.REMOVED:
             lock._attach()
-        view = latest = lock.view
-        while view is not None and view.schema is not self:
-            view = view.previous
-        if view is not None and view is latest:
-            return view
+        latest = lock.view
+        if latest is not None and latest.schema is self:
+            return latest
         if lock.pending and lock._mine():
             raise IncompatibleError(
-                f"{lock.label}: fields of {latest.schema.title} were changed in this call, and fields of {self.title} are "
-                "asked for: one call can change those of one class",
+                f"{lock.label}: fields of {latest.schema.title} were changed in this call, and now fields of "
+                f"{self.title} are asked for: one call can change those of one class",
                 resource=lock.label,
             )
-        lock.view = view = View(lock, self)
+        siblings = latest.siblings if latest else []
+        lock.view = view = next((one for one in siblings if one.schema is self), None) or View(lock, self, siblings)
         return view
 
     def _get(self, lock: Any, index: int, obj: object) -> Any:
@@ -182,8 +181,8 @@ class Schema:
         spec = self.specs[index]
         if not lock._mine():
             raise NotLockedError(
-                f"{spec.label} is shared, and was set without the lock: set it in a locked method, with obj: …, or for its "
-                "first value in __create__(self)",
+                f"{spec.label} is shared, and was set without the lock: set it in a locked method, with obj: …, "
+                "or for its first value in __create__(self)",
                 resource=lock.label,
             )
         if lock.guarding:

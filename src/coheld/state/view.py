@@ -31,11 +31,12 @@ class View(native.View):
 
     schema: Schema
 
-    def __new__(cls, lock: Handle, schema: Schema) -> Self:
+    def __new__(cls, lock: Handle, schema: Schema, siblings: list[View]) -> Self:
         return super().__new__(cls, lock, schema, schema.kinds)
 
-    def __init__(self, lock: Handle, schema: Schema) -> None:
-        self.previous: View | None = lock.view
+    def __init__(self, lock: Handle, schema: Schema, siblings: list[View]) -> None:
+        self.siblings = siblings  # all of the lock's: one that was replaced may still be read from
+        siblings.append(self)
         self.lock = weakref.ref(lock)
         self.label = lock.label
         self.resource: str = lock.segment.path
