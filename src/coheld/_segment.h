@@ -149,7 +149,7 @@ static void area_give_back(Area *a, const Cell *c) {
  * at nothing else, looks again. */
 static void cell_retire(Cell *c) {
     STORE(&c->flags, LOAD(&c->flags) | REMOVED);
-    if (c->version) __atomic_store_n(&c->version, c->version + 2, __ATOMIC_RELEASE);
+    __atomic_store_n(&c->version, c->version + 2, __ATOMIC_RELEASE);
 }
 
 /* A cell of before the last boot, in a file that nobody else uses meanwhile: who held it then is dead. */

@@ -12,6 +12,8 @@
  *   the live slot, and what it refers to   nobody
  *   the other slot, the rest of the heap   the owner                       after a release fence; whatever is in there is
  *                                                                          garbage to the next owner, too
+ *                                                                          (a cell that is retired gets the number after
+ *                                                                          next: the same slot is live, and readers look)
  *   a file of another generation           the owner, aside, then renamed  nobody has opened it: the word never said so
  *
  * Why a crash tears nothing: all that the word leads to is finished before the word is, and stays as it is until the
@@ -309,6 +311,7 @@ static int __attribute__((noinline)) view_commit(View *v) {
 static PyObject *outside_now(View *v, Py_ssize_t i, uint64_t word) {
     Seen *f = &v->outside[i];
     if (LIKELY(f->value && f->word == word)) return Py_NewRef(f->value);
+    if (LOAD(&v->cell->flags) & REMOVED) return NULL; /* set before the word was moved: whoever sees that sees this */
     if (!v->out.slots[0] || GENERATION(word) != v->out.generation) return NULL;
     Entry e = v->out.slots[word & 1][i];
     __atomic_thread_fence(__ATOMIC_ACQUIRE);

@@ -358,19 +358,14 @@ def _unlink_unused(path: str) -> None:
     _exclusively(path, unlink_whole)
 
 
-def unlink_whole(path: str, offset: int | None = None, keep: str = "") -> None:
-    """Remove a file of cells after the states of its cells; with an offset, only the states of that cell but one.
-
-    A state is beside it, as <file>~<offset of the cell>.<generation>.
-    """
+def unlink_whole(path: str) -> None:
+    """Remove a file of cells, after the states of its cells: a removal that is broken off is begun anew by the next."""
     directory, name = os.path.split(path)
-    begin = f"{name}~" if offset is None else f"{name}~{offset}."
     for entry in os.listdir(directory):
-        if entry.startswith(begin) and entry != keep:
+        if entry.startswith(f"{name}~"):
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(directory, entry))
-    if offset is None:
-        os.unlink(path)
+    os.unlink(path)
 
 
 def _exclusively(path: str, action: Callable[[str], object] = str) -> bool:

@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,6 +268,9 @@ def _aligned(place: int) -> int:
     return -(-place // _ALIGN) * _ALIGN
 
 
-def remove(resource: str, offset: int, keep: int = 0) -> None:
-    """Remove all generations of a cell's state but one."""
-    files.unlink_whole(resource, offset, os.path.basename(path_of(resource, offset, keep)))
+def remove(resource: str, offset: int, generation: int) -> None:
+    """Remove a generation of a cell's state, and those before it that a killed owner has left: not by a look at the
+    directory, which may hold the states of many."""
+    with suppress(FileNotFoundError):
+        for number in range(generation, 0, -1):
+            os.unlink(path_of(resource, offset, number))

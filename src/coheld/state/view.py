@@ -79,7 +79,9 @@ class View(native.View):
 
     def _unlink(self) -> None:
         """The last who knew the resource leaves it."""
-        store.remove(self.resource, self.offset)
+        generation = store.generation_of(self._word())
+        store.remove(self.resource, self.offset, generation + 1)
+        store.remove(self.resource, self.offset, generation)
 
     def _copy_to(self, lock: Any) -> None:
         """Give a new resource this state, as this thread sees it."""
@@ -222,7 +224,7 @@ class View(native.View):
         self.files = {state.head.generation: state}
         self.inside_file = state
         self._map_for(outside=False, state=state)
-        store.remove(self.resource, self.offset, keep=state.head.generation)
+        store.remove(self.resource, self.offset, state.head.generation - 1)
 
     def _field_for(self, index: int, stamp: int, raw: bytes | None) -> tuple[int, bytes]:
         if raw is not None:
