@@ -74,7 +74,7 @@ def test_the_error_says_what_to_do() -> None:
 
 def test_what_is_read_behaves_as_the_plain_value() -> None:
     shelf = filled()
-    assert shelf.items == ["a"] and isinstance(shelf.items, list) and shelf.items + ["b"] == ["a", "b"]
+    assert shelf.items == ["a"] and isinstance(shelf.items, list) and shelf.items + ["b"] == ["a", "b"]  # noqa: RUF005
     assert json.dumps(shelf.index) == '{"a": [1]}'
     for value in (shelf.items, shelf.index, shelf.marks):
         for made in (copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
@@ -83,7 +83,7 @@ def test_what_is_read_behaves_as_the_plain_value() -> None:
     copied["a"].append(2)
     assert shelf.index == {"a": [1]}
     with shelf:
-        shelf.items = shelf.items + ["b"]
+        shelf.items = shelf.items + ["b"]  # noqa: RUF005
     frozen = shelf.items
     with shelf:
         shelf.items = frozen

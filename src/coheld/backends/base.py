@@ -97,8 +97,7 @@ class Handle(Monitor, _Half):
             return
         with self:
             if not self._is_created():
-                hook(obj)
-                self._commit_creation()
+                self._run_creation(hook, obj)
                 self.created()
 
     def entrust(self, pid: int) -> None:

@@ -33,6 +33,17 @@ class Monitor(_Half):
         """The flag says so, or the state does, where its maker was killed between that commit and the flag."""
         return bool(self.flags & native.CREATED or self.version >> 48 & 1)
 
+    def _run_creation(self, hook: Callable[[Any], object], obj: object) -> None:
+        """One that raises has made nothing, and is begun anew by the next."""
+        saved = self._enter_atomic()
+        succeeded = False
+        try:
+            hook(obj)
+            succeeded = True
+        finally:
+            self._leave_atomic(saved, succeeded)
+        self._commit_creation()
+
     def _commit_creation(self) -> None:
         """What __create__ has assigned, and that it has: one step, so that it is never done twice."""
         if self.pending:

@@ -128,6 +128,10 @@ class Named:
     def attach(self) -> tuple[Segment, int]:
         return _open_named(self.path, self.name), files.NAMED_CELL
 
+    def find(self) -> tuple[Segment, int]:
+        """The same, and nothing is made. Raises: FileNotFoundError: if there is none."""
+        return _map_named(self.path, self.name), files.NAMED_CELL
+
     def retire(self, segment: Segment) -> None:
         """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
         unlink_named(segment)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ _PLACE = struct.Struct("=Q")
 _HEAD = struct.Struct("=8sIIQQQQIQQQ")
 _CHECK = struct.Struct("=I")
 _BEGIN = _HEAD.size + _CHECK.size
+_PATIENCE = 8
+"""Looks in a row that a reader may find overtaken, before it gives way in between."""
 _ALIGN = 8
 _PAGE = 4096
 _schema_of = msgspec.msgpack.Decoder(list[tuple[str, str]]).decode
@@ -52,6 +54,9 @@ def is_made(word: int) -> bool:
 def next_word(word: int, made: bool, grown: bool = False) -> int:
     """The word of the next commit."""
     return (word + 1 | made << 48) + (grown << 49)
+
+
+T = TypeVar("T")
 
 
 class TornError(Exception):
@@ -162,6 +167,27 @@ class StateFile:
 
     def put_entries(self, slot: int, entries: Iterable[Entry]) -> None:
         self.put(self.slots[slot], b"".join(entry.pack() for entry in entries))
+
+
+def consistently(word: Callable[[], int], copied: Callable[[int], T], give_way: Callable[[], object]) -> tuple[int, T]:
+    """What copied(word) finds under one word, and the word; give_way() is called where many looks were overtaken.
+
+    Raises: FileNotFoundError, TornError: what copied() raises while the word stays: the state is damaged.
+    """
+    tries = 0
+    while True:
+        before = word()
+        try:
+            found = copied(before)
+        except (FileNotFoundError, TornError):
+            if word() == before:
+                raise
+        else:
+            if word() == before:
+                return before, found
+        tries += 1
+        if tries >= _PATIENCE and tries % 2 == 0:
+            give_way()
 
 
 def opened(resource: str, identity: tuple[int, int], offset: int, generation: int) -> StateFile:

@@ -19,8 +19,6 @@ from .store import Entry, StateFile, TornError
 if TYPE_CHECKING:
     from ..backends.base import Handle
 
-_PATIENCE = 8
-"""Looks in a row that a reader may find overtaken, before it asks for the lock in between."""
 _TURN = 0.01
 """For how long it then waits for the lock, seconds."""
 
@@ -280,21 +278,10 @@ class View(native.View):
 
     def _committed(self, indices: Sequence[int]) -> tuple[int, list[tuple[int, bytes] | None]]:
         """Stamps and bytes of these fields in one commit, and its word."""
-        tries = 0
-        while True:
-            word = self._word()
-            damage: Exception | None = None
-            try:
-                found = self._copied(word, indices)
-            except (FileNotFoundError, TornError) as error:
-                damage = error
-            if self._word() == word:
-                if damage is None:
-                    return word, found
-                raise self._damaged(damage)
-            tries += 1
-            if tries >= _PATIENCE and tries % 2 == 0:
-                self._ask_for_quiet()
+        try:
+            return store.consistently(self._word, lambda word: self._copied(word, indices), self._ask_for_quiet)
+        except (FileNotFoundError, TornError) as error:
+            raise self._damaged(error) from None
 
     def _copied(self, word: int, indices: Sequence[int]) -> list[tuple[int, bytes] | None]:
         generation = store.generation_of(word)
