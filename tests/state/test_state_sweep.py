@@ -136,7 +136,11 @@ class Trial:
         self.reader.end()
         files = [path.name for path in Path(os.environ["COHELD_DIR"]).iterdir()]
         assert remove("ledger")
-        left = [path.name for path in Path(os.environ["COHELD_DIR"]).iterdir() if not path.name.startswith((".new", "sweep"))]
+        left = [
+            path.name
+            for path in Path(os.environ["COHELD_DIR"]).iterdir()
+            if not path.name.startswith((".new", "sweep"))
+        ]
         assert not left, (files, left)
         return turns
 
