@@ -75,7 +75,7 @@ def _copied(mutex: Any, word: int) -> tuple[list[tuple[str, str, bytes]], int]:
 def _decoded(name: str, raw: bytes) -> Any:
     try:
         return msgspec.msgpack.decode(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except store.UNDECODABLE as error:
         raise _damaged(name, error) from None
 
 

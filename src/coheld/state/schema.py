@@ -13,6 +13,7 @@ from .. import native
 from ..errors import IncompatibleError, NotLockedError, StateError
 from .frozen import thaw
 from .shapes import ASSIGNED, COPIED, MUTABLE, Shape, UnfitError, shape_of
+from .store import UNDECODABLE
 
 MAX_STATE = 64 << 20
 _MISSING: Any = object()
@@ -89,14 +90,14 @@ class Spec:
             return _encode(value)
         except OverflowError:
             raise StateError(f"{self.label}: integers have 64 bits, from -2**63 to 2**64 - 1") from None
-        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        except UNDECODABLE as error:
             raise StateError(f"{self.label}: {error}") from error
 
     def decoded(self, raw: bytes) -> Any:
         """Raises: StateError: if a reader would refuse the bytes."""
         try:
             return self.decode(raw)
-        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
+        except UNDECODABLE as error:
             raise StateError(f"{self.label} is {self.shape.text}: {error}") from error
 
     def checked(self, value: Any) -> Any:

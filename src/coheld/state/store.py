@@ -58,6 +58,9 @@ def next_word(word: int, made: bool, grown: bool = False) -> int:
 
 T = TypeVar("T")
 
+UNDECODABLE = (ValueError, TypeError, RecursionError, msgspec.MsgspecError)
+"""What msgspec raises for bytes that are not what they should be, its own or Python's."""
+
 
 class TornError(Exception):
     """What was read makes no sense: it was overwritten meanwhile, or is damaged."""
@@ -127,7 +130,7 @@ class StateFile:
         self.slots = head.first, head.second
         try:
             self.fields = dict(_schema_of(head.record))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise _damaged(path, f"its schema: {error}") from None
         if len(self.fields) != head.count:
             raise _damaged(path, "its schema names other fields than it has")

@@ -128,7 +128,7 @@ class View(native.View):
     def _decoded(self, spec: Spec, raw: bytes) -> Any:
         try:
             return spec.decode(raw)
-        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
+        except store.UNDECODABLE as error:
             raise self._damaged(error) from error
 
     # -- the commit ----------------------------------------------------------------------------------------------------
