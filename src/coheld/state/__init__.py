@@ -31,6 +31,19 @@ _MISSING: Any = object()
 def shared(default: T, /) -> T: ...
 
 
+# The builtin containers do not say of what they are: what the annotation says is meant.
+@overload
+def shared(*, default_factory: type[list[Any]]) -> list[Any]: ...
+
+
+@overload
+def shared(*, default_factory: type[dict[Any, Any]]) -> dict[Any, Any]: ...
+
+
+@overload
+def shared(*, default_factory: type[set[Any]]) -> set[Any]: ...
+
+
 @overload
 def shared(*, default_factory: Callable[[], T]) -> T: ...
 

@@ -48,7 +48,7 @@ statistics(bed).acquisitions = 1  # type: ignore[misc]
 
 # shared state
 class Shelf(Lockable):
-    wrong: int = shared("text")  # type: ignore[assignment, arg-type]
+    wrong: int = shared("text")  # type: ignore[assignment]
     count: int = shared(0)
 
 
