@@ -96,7 +96,7 @@ static PyObject *view_py_flip(View *self, PyObject *word) {
         return NULL;
     }
     __atomic_store_n(&self->cell->version, next, __ATOMIC_RELEASE);
-    self->word = next;
+    if (GENERATION(next) == self->in.generation) self->word = next; /* else the file of it has to be mapped first */
     Py_RETURN_NONE;
 }
 

@@ -36,7 +36,7 @@ static PyObject *careful_call(LockedMethod *self, PyObject *lock, uint64_t begun
     PyErr_Fetch(&type, &error, &trace);
     done = PyObject_CallMethod(lock, "_leave_atomic", "OO", saved, result ? Py_True : Py_False);
     if (!done) Py_CLEAR(result);
-    if (type) PyErr_Restore(type, error, trace); /* takes the place of what that may have raised */
+    restore_before(type, error, trace);
     Py_XDECREF(done);
     Py_DECREF(saved);
     return result;

@@ -43,6 +43,25 @@ static int call_hook(void *self, const char *name, PyObject *arg) {
     return truth;
 }
 
+/* Restore a fetched exception, if there was one; or it becomes the context of one that was raised since. */
+static void restore_before(PyObject *type, PyObject *error, PyObject *trace) {
+    PyObject *newer_type, *newer, *newer_trace;
+    if (!type) return;
+    PyErr_Fetch(&newer_type, &newer, &newer_trace);
+    if (!newer_type) {
+        PyErr_Restore(type, error, trace);
+        return;
+    }
+    PyErr_NormalizeException(&newer_type, &newer, &newer_trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace) PyException_SetTraceback(error, trace);
+    PyException_SetContext(newer, Py_NewRef(error));
+    PyErr_Restore(newer_type, newer, newer_trace);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+}
+
 /* A time-out in seconds as nanoseconds: None is FOREVER, and whatever is not above zero is 0: try once. */
 static int parse_timeout(PyObject *timeout, uint64_t *ns) {
     *ns = FOREVER;
@@ -419,7 +438,7 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
 /* The changes so far become the last commit.  0, or -1: raised, the last commit stands.  An exception that is there
  * already stays, or becomes the context of the new one. */
 static int __attribute__((noinline)) mutex_commit(Mutex *self) {
-    PyObject *type, *error, *trace, *newer_type, *newer, *newer_trace;
+    PyObject *type, *error, *trace;
     int rc = 0;
     PyErr_Fetch(&type, &error, &trace);
     while (self->pending && !rc) { /* again, if a signal's handler has changed more meanwhile */
@@ -427,19 +446,7 @@ static int __attribute__((noinline)) mutex_commit(Mutex *self) {
         self->pending = NULL;
         rc = view_commit(view);
     }
-    if (rc && type) {
-        PyErr_Fetch(&newer_type, &newer, &newer_trace);
-        PyErr_NormalizeException(&newer_type, &newer, &newer_trace);
-        PyErr_NormalizeException(&type, &error, &trace);
-        if (trace) PyException_SetTraceback(error, trace);
-        PyException_SetContext(newer, Py_NewRef(error));
-        PyErr_Restore(newer_type, newer, newer_trace);
-        Py_XDECREF(type);
-        Py_XDECREF(error);
-        Py_XDECREF(trace);
-    } else if (type) {
-        PyErr_Restore(type, error, trace);
-    }
+    restore_before(type, error, trace);
     return rc;
 }
 

@@ -78,8 +78,9 @@ class Monitor(_Half):
             raise self._not_so("what was waited for did not come", timeout or 0) from None
 
     def _look_at(self, predicate: Callable[..., T], *args: object) -> T:
-        before, self.guarding = self.guarding, True
+        before = self.guarding
         try:
+            self.guarding = True
             return predicate(*args)
         finally:
             self.guarding = before
@@ -107,8 +108,12 @@ class Monitor(_Half):
             return
         if saved is None:
             self._discard()
-        else:
+            return
+        try:
             self.view._undo(saved)
+        except BaseException:
+            self._discard()  # half undone is worse than undone too much
+            raise
 
     def _not_so(self, what: str, timeout: float) -> LockTimeout:
         return LockTimeout(f"{self.label}: {what} for {float(timeout):g} s", resource=self.label, waited=float(timeout))

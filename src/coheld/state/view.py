@@ -102,9 +102,18 @@ class View(native.View):
         memory = state.segment if self._same(state) else None
         self._map(outside, memory, state.head.generation, *state.slots)
 
+    def _file_inside(self) -> StateFile | None:
+        """The live file, for the owner; None: nothing was committed.  An exception of a signal's handler may have hit
+        between a commit that grew the state and the look at its file."""
+        word = self._begin()
+        generation = store.generation_of(word)
+        if generation and (self.inside_file is None or self.inside_file.head.generation != generation):
+            self._enter(word)
+        return self.inside_file if generation else None
+
     def _live(self, index: int) -> tuple[int, bytes] | None:
         """Stamp and bytes of a field, as the owner finds them; None: there are none yet."""
-        if (state := self.inside_file) is None:
+        if (state := self._file_inside()) is None:
             return None
         place = self._index(state)[index]
         if place is None:
@@ -183,7 +192,7 @@ class View(native.View):
 
     def _write(self, word: int, changed: dict[int, bytes], made: bool) -> bool:
         """Into the file that is there. False: they do not fit, or it is of an older class; nothing was done."""
-        state = self.inside_file
+        state = self._file_inside()
         if state is None or not self._same(state):
             return False
         entries = state.entries(word & 1)
