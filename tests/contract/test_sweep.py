@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from coheld import BackendError, Lockable
-from coheld.backends import files, shm
-from coheld.owner import start_of
+from coheld.backends import shm, sweeping
+from coheld.process import start_of
 from contract import killpoints, roles, runs
 from contract.places import all_in, arenas_of, had, took
 from support import delays, procs, states
@@ -490,7 +490,7 @@ def attach_and_end(link: procs.Link) -> None:
 def sweep_all_the_time(link: procs.Link) -> None:
     """As if processes started one after the other."""
     while not told(link):
-        files.sweep(os.environ["COHELD_DIR"])
+        sweeping.sweep(os.environ["COHELD_DIR"])
 
 
 def told(link: procs.Link) -> bool:
