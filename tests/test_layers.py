@@ -30,6 +30,7 @@ LAYERS = [
     "semaphore",
     "inspecting",
     "coheld",  # the package as its users see it
+    "pyats",
     "cli",
 ]
 

@@ -12,6 +12,7 @@
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     inspecting.py  holder and statistics
+    pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, rm, demo
 
 Each imports only what stands above it.

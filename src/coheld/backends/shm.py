@@ -277,13 +277,12 @@ def _open_named(path: str, name: str) -> Segment:
         segment = _process.segments.get(path)
         if segment is not None and files.same_file(path, segment.identity):
             return segment
-        while True:  # until it is there, or made: others may make and remove it meanwhile
+        while True:  # until it is there: others may make and remove it meanwhile
             with suppress(FileNotFoundError):
                 segment = _map_named(path, name)
                 break
             with suppress(FileExistsError):
-                segment = _create_named(path, name)
-                break
+                _create_named(path, name)
         _process.segments[path] = segment
         return segment
 
@@ -291,7 +290,7 @@ def _open_named(path: str, name: str) -> Segment:
 def _map_named(path: str, name: str) -> Segment:
     fd = files.open_checked(path)
     try:
-        if not _check_header(path, fd, files.NAMED, name):
+        if not _is_of_this_boot(path, fd, name):
             _revive(path, fd, name)
     except BaseException:
         os.close(fd)
@@ -301,18 +300,27 @@ def _map_named(path: str, name: str) -> Segment:
     return segment
 
 
-def _create_named(path: str, name: str) -> Segment:
+def _is_of_this_boot(path: str, fd: int, name: str) -> bool:
+    """A header that is wrong may be half written: _revive does that, under the flock.  Then it is right after that."""
+    with suppress(IncompatibleError):
+        return _check_header(path, fd, files.NAMED, name)
+    files.flock_soon(fd, fcntl.LOCK_SH, path)
+    return _check_header(path, fd, files.NAMED, name)
+
+
+def _create_named(path: str, name: str) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
     sweeping.sweep(directory)
     with files.new_file(directory, native.HEADER_SIZE, header_here(files.NAMED, name)) as (made, fd):
-        segment = _mapped(path, fd, native.HEADER_SIZE, native.HEADER_SIZE)
-        segment.make(files.NAMED_CELL)
+        _make_cell(path, fd)  # and unmapped: the traceback of a failure below must not keep the file's inode
         os.link(made, path)
         os.unlink(made)
-    segment.close()
-    return segment
+
+
+def _make_cell(path: str, fd: int) -> None:
+    _mapped(path, fd, native.HEADER_SIZE, native.HEADER_SIZE).make(files.NAMED_CELL)
 
 
 def _revive(path: str, fd: int, name: str) -> None:
