@@ -6,12 +6,12 @@ that it was taken for has begun. The lock then stays with its thread until that 
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from types import MethodType
 from typing import Any
 
 from .errors import NotOwnerError
+from .process import at_fork
 from .waiting import FOREVER, patience, seconds_of
 
 RECOVERING, REMOVED, CREATED, WARDED = 1, 2, 4, 8
@@ -65,8 +65,7 @@ def _count_fork() -> None:
     _Installed.forks += 1
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+at_fork(child=_count_fork)
 
 
 class LockableBase:

@@ -13,8 +13,9 @@ class Owner:
     """The thread that holds a lock, or did when it died.
 
     pid, tid: process and thread number; 0 for one that died before it had written them down, or after.  start: when the
-    process started, in the system's own unit (on Linux clock ticks since boot).  method: the locked method, "" for acquire and with.  since: when it took
-    the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.  depth: how many times it holds it.
+    process started, in the system's own unit (on Linux clock ticks since boot).  method: the locked method, "" for
+    acquire and with.  since: when it took the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.
+    depth: how many times it holds it.
     """
 
     pid: int

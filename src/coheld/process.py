@@ -6,6 +6,21 @@ import os
 import struct
 import sys
 import threading
+from collections.abc import Callable
+
+_TASKS = "/proc/self/task"  # where there is one
+
+
+def at_fork(
+    *,
+    before: Callable[[], object] | None = None,
+    parent: Callable[[], object] | None = None,
+    child: Callable[[], object] | None = None,
+) -> None:
+    """As os.register_at_fork, where processes fork."""
+    if sys.platform != "win32":
+        given = {"before": before, "after_in_parent": parent, "after_in_child": child}
+        os.register_at_fork(**{when: call for when, call in given.items() if call})
 
 
 def start_of(pid: int) -> int | None:
@@ -49,7 +64,7 @@ def thread_name(pid: int, tid: int) -> str:
 
 def thread_runs(pid: int, tid: int) -> bool:
     """Does that thread of a living process run?  Where nobody can say, it does as long as the process lives."""
-    if sys.platform == "linux":
+    if os.path.isdir(_TASKS):
         return os.path.exists(f"/proc/{pid}/task/{tid}")
     return pid != os.getpid() or any(t.native_id == tid for t in threading.enumerate())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 FOREVER = math.inf
 _AGES = 9e9  # seconds; 285 years and more are for ever, and no clock can count them in nanoseconds
-_FIRST_NAP, _LONGEST_NAP = 0.0002, 0.005
+_FIRST_NAP, LONGEST_NAP = 0.0002, 0.005
 _MISSING: Any = object()
 
 
@@ -39,7 +39,7 @@ def naps() -> Iterator[float]:
     nap = _FIRST_NAP
     while True:
         yield nap
-        nap = min(nap * 1.5, _LONGEST_NAP)
+        nap = min(nap * 1.5, LONGEST_NAP)
 
 
 def left(deadline: float) -> float:

@@ -575,14 +575,14 @@ def test_attaching_while_the_maker_ends_and_others_start(coheld_dir: Path, rng: 
 
 def test_one_who_attaches_while_it_is_swept_is_told_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file was there when it was opened, and a sweeper had the flock."""
-    flock = files.flock_soon
+    flock = sweeping.flock_soon
 
     def flock_after_the_sweeper(fd: int, operation: int, path: str) -> None:
         os.unlink(path)
         flock(fd, operation, path)
 
     with roles.maker() as maker:
-        monkeypatch.setattr(files, "flock_soon", flock_after_the_sweeper)
+        monkeypatch.setattr(sweeping, "flock_soon", flock_after_the_sweeper)
         obj = pickle.loads(bytes.fromhex(maker.lock))
         with pytest.raises(BackendError, match="gone"):
             obj.acquire()

@@ -202,6 +202,24 @@ def open_checked(path: str) -> int:
     return fd
 
 
+def open_or_create(path: str) -> int:
+    """An empty file of one's own, in a directory of one's own; the descriptor is the caller's."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o600)
+
+
+IN_USE_STAYS = sys.platform == "win32"
+"""A file that somebody has open, or mapped, cannot be removed."""
+
+
+def publish(made: str, path: str) -> None:
+    """Give a half-made file its name, whole from its first moment.  Raises: FileExistsError: if that is taken."""
+    if sys.platform == "win32":
+        os.rename(made, path)  # refuses to replace, there alone
+        return
+    os.link(made, path)
+    os.unlink(made)
+
+
 @contextmanager
 def new_file(directory: str, size: int, header: Header) -> Iterator[tuple[str, int]]:
     """A half-made file with its pages reserved and its header written: its path, and its descriptor, which is the

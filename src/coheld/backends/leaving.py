@@ -7,11 +7,12 @@ own children without atexit.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from ..process import at_fork
 
 
 class _Process:
@@ -26,8 +27,7 @@ class _Process:
 
 
 _process = _Process()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_process.begin)
+at_fork(child=_process.begin)
 
 
 def at_exit(leave: Callable[[], None]) -> None:

@@ -1,12 +1,12 @@
 """The cell of a lock that a file guards: what its owner writes for others to see, in mapped memory.
 
-    flags           RECOVERING, REMOVED, CREATED, WARDED, as in _lock.h.  Written by the owner only.
-    owner record    since, pid, start, tid, method, depth: written by the owner only.  depth is the last written at entry
-                    and the first cleared at exit: where it is 0 no body is running.  So whoever takes the file's lock
-                    and finds it above 0 has found an owner that died: it would have cleared it before it let go.
-    counters        written by the owner only.
-    waiters         a slot for each waiting thread, which it claims by itself.  Two may claim one at once, and the
-                    first finds that out at its next look: hints, like everything else here, to all but the owner.
+flags           RECOVERING, REMOVED, CREATED, WARDED, as in _lock.h.  Written by the owner only.
+owner record    since, pid, start, tid, method, depth: written by the owner only.  depth is the last written at
+                entry and the first cleared at exit: where it is 0 no body is running.  So whoever takes the file's
+                lock and finds it above 0 has found an owner that died: it would have cleared it before it let go.
+counters        written by the owner only.
+waiters         a slot for each waiting thread, which it claims by itself.  Two may claim one at once, and the
+                first finds that out at its next look: hints, like everything else here, to all but the owner.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class Cell:
         self.map[self.offset : self.offset + CELL_SIZE] = bytes(CELL_SIZE)
         self.magic = _MAGIC
 
+    def renew(self) -> None:
+        """By the owner: it has no past any more, and others go on with it."""
+        self.flags = 0
+        self.acquisitions = self.contended = self.recoveries = 0
+
     def sane(self) -> bool:
         """Is this what make() made?"""
         return bool(self.magic == _MAGIC)
@@ -85,7 +90,7 @@ class Cell:
         _RECORD.pack_into(self.map, self.offset + _OWNER, *who, method)
 
     def bury(self) -> None:
-        """The owner on record is dead: it is remembered, unless an earlier one is still to be recovered."""
+        """The owner on record is dead: it is remembered."""
         at = self.offset + _OWNER
         record = self.map[at : at + _RECORD.size]
         self.map[self.offset + _DEAD : self.offset + _DEAD + _RECORD.size] = record

@@ -20,10 +20,12 @@ from typing import Any, NoReturn
 
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
+from ..process import at_fork
 from . import files, leaving, sweeping
-from .base import Handle
+from .base import Capabilities, Handle
 
 SCHEME = "shm"
+CAPABILITIES = Capabilities(handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True)
 _ARENA_SPAN = 1 << 34
 """Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""
 
@@ -67,7 +69,7 @@ class _Process:
 
 
 _process = _Process()
-os.register_at_fork(after_in_parent=_process.share, after_in_child=_process.begin)
+at_fork(parent=_process.share, child=_process.begin)
 
 
 class Arena:
@@ -304,7 +306,7 @@ def _is_of_this_boot(path: str, fd: int, name: str) -> bool:
     """A header that is wrong may be half written: _revive does that, under the flock.  Then it is right after that."""
     with suppress(IncompatibleError):
         return _check_header(path, fd, files.NAMED, name)
-    files.flock_soon(fd, fcntl.LOCK_SH, path)
+    sweeping.flock_soon(fd, fcntl.LOCK_SH, path)
     return _check_header(path, fd, files.NAMED, name)
 
 
