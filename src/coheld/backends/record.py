@@ -11,7 +11,6 @@ waiters         a slot for each waiting thread, which it claims by itself.  Two 
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -59,7 +58,7 @@ class Cell:
     contended = _Field("Q", 104)
     recoveries = _Field("Q", 112)
 
-    def __init__(self, where: mmap.mmap, offset: int) -> None:
+    def __init__(self, where: Any, offset: int) -> None:
         self.map, self.offset = where, offset
 
     def make(self) -> None:

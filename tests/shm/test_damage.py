@@ -18,9 +18,10 @@ from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, R
 from coheld.backends import files, shm
 from coheld.backends.base import handle
 from coheld.mutex import remove
-from contract import killpoints, spoil
+from contract import killpoints
 from contract.places import all_in, had, inode_of, place_of, took
 from fuzz import segments
+from shm import spoil
 from support import delays, procs
 
 
