@@ -41,12 +41,14 @@ class Capabilities:
     handoff_bound: a wait among callers that ask again at once ends within so many seconds after the turns before it;
     None: it ends, but nobody says when, nor in which order.  wakes_without_polling: who waits sleeps until the lock is
     given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
-    thread that was interrupted, until that releases it or ends.
+    thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
+    None: as many as it can have open files.
     """
 
     handoff_bound: float | None
     wakes_without_polling: bool
     uninterruptible_entry: bool
+    held_limit: int | None
 
 
 class Resource(Protocol):

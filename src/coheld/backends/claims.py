@@ -96,23 +96,25 @@ def this_thread() -> Thread:
 class Claim:
     """One thread's hold of a lock, or its try for it."""
 
-    __slots__ = ("cell", "dead", "depth", "fd", "heir", "locked", "mark", "segment")
+    __slots__ = ("cell", "dead", "depth", "fd", "heir", "leaving", "locked", "mark", "segment")
 
     def __init__(self, mark: object, segment: Any, cell: Any) -> None:
         self.mark, self.segment, self.cell = mark, segment, cell
         self.depth = 0
         self.fd: int | None = None
-        self.locked = self.dead = False
+        self.locked = self.dead = self.leaving = False
         self.heir: dict[int, Claim] = {}
 
     def over(self, mark: object) -> bool:
         """May the thread of that mark follow it?"""
-        return self.dead or (self.mark is mark and not self.depth)
+        return self.dead or (self.mark is mark and (self.leaving or not self.depth))
 
     def inherit(self, other: Claim) -> None:
         """Have the guard of a claim that an interrupt has left."""
         if not other.dead:
             self.fd, self.locked, other.fd = other.fd, other.locked, None
+            if other.leaving:
+                self.cell.depth = 0
 
     def guard(self, open_it: Callable[[], int]) -> bool:
         """Lock the guard's file; False: another process has it. Never blocks. Raises: OSError: as open_it."""

@@ -37,7 +37,9 @@ from .polled import Polled
 from .record import CELL_SIZE, Cell
 
 SCHEME = "file"
-CAPABILITIES = Capabilities(handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False)
+CAPABILITIES = Capabilities(
+    handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False, held_limit=None
+)
 _FIRST_CHUNK = 1 << 16
 _NAMED_SIZE = native.HEADER_SIZE
 _MADE_BY = re.compile(r"(cells|\.new)-(\d+)-(\d+)-[0-9a-f]+\Z")

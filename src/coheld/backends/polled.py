@@ -151,7 +151,9 @@ class Polled(Handle):
         if self._forks != claims.forks():
             self._begin()
         claim = claims.this_thread().held.get(self)
-        return claim if claim is not None and claim.depth and self._owners.get(0) is claim else None
+        if claim is None or not claim.depth or claim.leaving or self._owners.get(0) is not claim:
+            return None
+        return claim
 
     def _take(self, obj: Any, method: str, timeout: float | None, /) -> bool:
         """True: held. False: not within the time. obj: whose __recover__ may run; None: nobody's."""
@@ -222,11 +224,10 @@ class Polled(Handle):
             self._sleepers.popleft().release()
 
     def _give(self, claim: claims.Claim) -> None:
-        try:
+        claim.leaving = True  # interrupted from here on, it is the next try of this thread that goes on
+        if self._owners.get(0) is claim:
             claim.cell.depth = 0
-        finally:
-            claim.depth = 0
-            self._drop(claim)
+        self._drop(claim)
 
     def _wait(self, deadline: float) -> claims.Claim | None:
         """Try, sleep, try again.  What it gives back may be the hold of a signal's handler that came in between."""

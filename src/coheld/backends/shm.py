@@ -25,7 +25,9 @@ from . import files, leaving, sweeping
 from .base import Capabilities, Handle
 
 SCHEME = "shm"
-CAPABILITIES = Capabilities(handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True)
+CAPABILITIES = Capabilities(
+    handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True, held_limit=native.HELD_LIMIT
+)
 _ARENA_SPAN = 1 << 34
 """Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""
 
