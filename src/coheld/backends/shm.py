@@ -216,6 +216,7 @@ def _attach_file(path: str) -> Segment:
         raise _gone(path) from None
     try:
         files.flock_soon(fd, fcntl.LOCK_SH, path)
+        files.touch(fd)
         found = os.fstat(fd)
         if not files.same_file(path, (found.st_dev, found.st_ino)):
             raise _gone(path)
