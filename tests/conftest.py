@@ -11,9 +11,10 @@ import pytest
 import coheld
 from coheld._version import __version__
 from coheld.backends import shm
-from support import delays, hygiene, seeds
+from support import delays, hygiene, optional, seeds
 from support.watchdog import Watchdog
 
+collect_ignore = [] if optional.PYATS else ["with_pyats"]  # the header says so
 watchdog_key = pytest.StashKey[Watchdog]()
 
 
@@ -33,6 +34,7 @@ def pytest_report_header() -> list[str]:
     return [
         f"coheld: {__version__} from {coheld.__path__[0]}, backend {backend}",
         f"python: {python}, libc {' '.join(platform.libc_ver())}",
+        f"pyATS: {optional.PYATS or 'not installed: its tests and examples are not in this run, but in .ci/run pyats'}",
         f"seed: COHELD_TEST_SEED={seeds.SEED}, delays x {delays.SCALE:g} (COHELD_TEST_SCALE)",
     ]
 

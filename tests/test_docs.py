@@ -9,23 +9,29 @@ In what is printed, `...` stands for anything. Comments before a block change th
     <!-- file: lab.py -->      the program is also kept under this name, for what follows on the page
     <!-- continues -->         the program goes on where the one above it ended
     <!-- status: 124 -->       the last command, or the program, ends with this status
+    <!-- needs pyats -->       it is run where pyATS is installed: by `.ci/run pyats`
     <!-- run by .ci/run -->    it is: see test_the_commands_to_set_up_are_those_that_ci_runs
 """
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support import delays
+import coheld
+from support import delays, optional
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN, SHOWN = {"python", "console"}, {"output", "text", "diff"}
+SET_ASIDE = {"run by .ci/run"} if optional.PYATS else {"run by .ci/run", "needs pyats"}
 
 FENCE = re.compile(
     r"(?P<comments>(?:^<!-- [^\n]+ -->\n)*)^```(?P<language>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -60,9 +66,9 @@ def blocks_of(text: str) -> list[Block]:
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
         options = {one["key"]: one["value"] or "" for one in COMMENT.finditer(match["comments"])}
-        if match["language"] in RUN and "run by .ci/run" not in options:
+        if match["language"] in RUN and not SET_ASIDE & options.keys():
             found.append(Block(line, match["language"], match["body"], options))
-        elif match["language"] == "output":
+        elif match["language"] == "output" and not SET_ASIDE & options.keys():
             found[-1].expected = match["body"]
     return found
 
@@ -148,6 +154,27 @@ def test_links_between_pages_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
     local = [target for target in targets if not re.match(r"\w+:", target)]
     assert not [target for target in local if not (path.parent / target).exists()]
+
+
+@pytest.mark.parametrize("name", coheld.__all__)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    assert re.search(rf"^\.\. (auto\w+|data):: {name}$", text, re.MULTILINE)
+    assert name == "__version__" or vars(coheld)[name].__doc__
+
+
+PICTURES = runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))["PICTURES"]
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.__name__)
+def test_a_picture_is_the_one_that_its_script_draws(picture: Callable[[], Any]) -> None:
+    assert (ROOT / "docs" / "pictures" / f"{picture.__name__}.svg").read_text() == picture().svg()
+
+
+def test_pages_show_every_picture_and_say_what_it_shows() -> None:
+    shown = [found for path in PAGES for found in re.findall(r"!\[([^]]+)\]\(([^)]+\.svg)\)", path.read_text())]
+    assert {target for _, target in shown} == {f"pictures/{picture.__name__}.svg" for picture in PICTURES}
+    assert all(len(words.split()) > 20 for words, _ in shown)
 
 
 @pytest.mark.source_tree

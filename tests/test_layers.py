@@ -19,6 +19,7 @@ LAYERS = [
     "owner",
     "ward",
     "_native",
+    "native",
     "waiting",
     "backends",
     "state",
@@ -27,6 +28,7 @@ LAYERS = [
     "semaphore",
     "inspecting",
     "coheld",  # the package as its users see it
+    "pyats",
     "cli",
 ]
 

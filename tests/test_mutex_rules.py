@@ -3,10 +3,12 @@
 A word is forged only to make a state that a death at the wrong moment leaves behind, or a number used again.
 """
 
+import ctypes
 import gc
 import mmap
 import os
 import pickle
+import platform
 import shutil
 import signal
 import subprocess
@@ -27,6 +29,7 @@ from support import delays, procs, states
 
 WAITERS, OWNER_DIED, TID = 0x80000000, 0x40000000, 0x3FFFFFFF
 SLICE = 1.0  # s, the longest sleep of a waiter
+SYS_SET_ROBUST_LIST = {"x86_64": 273, "aarch64": 99}
 FUTEX_WAIT_BITSET = 9  # without a flag: shared by processes, and absolute on the monotonic clock
 
 
@@ -60,6 +63,14 @@ class Words:
         self._narrow[0] = value
 
     @property
+    def levels(self) -> int:
+        return self._narrow[1]
+
+    @levels.setter
+    def levels(self, value: int) -> None:
+        self._narrow[1] = value
+
+    @property
     def handoff(self) -> int:
         return self._narrow[10]
 
@@ -78,6 +89,9 @@ class Words:
     @property
     def epoch(self) -> int:
         return self._wide[6] >> 32
+
+    def begin_epoch(self) -> None:
+        self._wide[6] = self.epoch + 1 << 32
 
     @property
     def waiting_since(self) -> int:
@@ -174,14 +188,20 @@ def test_the_kernel_marks_a_death_in_the_word() -> None:
     assert words.word == 0
 
 
-def test_whoever_takes_the_lock_keeps_the_bit_for_those_who_sleep_behind_it() -> None:
-    """The unlock that woke one has consumed it; without it the next unlock would wake nobody."""
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_whoever_takes_the_lock_keeps_the_bit_for_those_who_sleep_behind_it(forgotten: bool) -> None:
+    """The unlock that woke one has consumed it; without it the next unlock would wake nobody.
+
+    Forgotten: a new epoch began just before both went to sleep.  One who has slept does not trust the count.
+    """
     obj = Lockable()
     words = Words(obj)
     obj.acquire()
     with procs.start(wait, obj) as first, procs.start(wait, obj) as second:
         first.wait_until_blocked()
         second.wait_until_blocked()
+        if forgotten:
+            words.begin_epoch()
         obj.release()
         waiters = {states.wait_until(lambda: (found := holder(obj)) and found.pid, "one has it")}
         assert words.word & WAITERS
@@ -208,6 +228,20 @@ def test_who_takes_it_without_waiting_keeps_the_bit_as_well() -> None:
         obj.release()
         waiter.expect(True)
         waiter.tell("release")
+
+
+def test_a_level_too_many_is_an_error_and_changes_nothing() -> None:
+    """pthread counts them in a word of 32 bits."""
+    obj = Lockable()
+    words = Words(obj)
+    with obj:
+        words.levels = 2**32 - 1
+        for attempt in (obj.acquire, obj.__enter__, lambda: obj.acquire(blocking=False)):
+            with pytest.raises(OverflowError, match="too many times"):
+                attempt()
+        assert (words.levels, words.depth) == (2**32 - 1, 1)
+        words.levels = 1
+    assert holder(obj) is None
 
 
 # ---- no sleep without an end -------------------------------------------------------------------------------
@@ -271,6 +305,20 @@ def test_a_waiter_asleep_on_a_free_lock_is_woken_by_the_next_owner() -> None:
     assert sorted(taken)[1] < 2 * delays.SHORT, taken
 
 
+def test_a_waiter_asleep_on_a_free_lock_is_woken_by_one_who_lets_it_pass_in_vain() -> None:
+    """Whoever begins a new epoch forgets it, and so its release would wake nobody."""
+    obj, taken = Lockable(), []
+    for _ in range(3):
+        with unlocker_killed_before_its_wake(obj) as waiter:
+            Words(obj).handoff = 1
+            begin = time.monotonic()
+            if obj.acquire(timeout=delays.SHORT):  # else the waiter was faster
+                obj.release()
+            waiter.expect(True)
+            taken.append(time.monotonic() - begin)
+    assert sorted(taken)[1] < 4 * delays.SHORT, taken
+
+
 # ---- deaths that the kernel does not mark ------------------------------------------------------------------
 
 
@@ -314,6 +362,34 @@ def test_a_waiter_finds_an_owner_that_is_gone(bits: int) -> None:
     assert 0.1 < time.monotonic() - begin < (SLICE + 1) * delays.SCALE
     bed.release()
     assert len(bed.recovered) == statistics(bed).recoveries == 1
+
+
+def hold_unseen(link: procs.Link, obj: Lockable) -> None:
+    """Hold it, and hide that from the kernel, as where the out-of-memory reaper was quicker: its list is empty."""
+    obj.acquire()
+    head = (ctypes.c_size_t * 3)()
+    head[0] = ctypes.addressof(head)
+    assert not ctypes.CDLL(None).syscall(SYS_SET_ROBUST_LIST[platform.machine()], head, ctypes.sizeof(head))
+    link.say("holding")
+    link.wait_for("never")
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_waiter_finds_an_owner_whose_death_the_kernel_did_not_see(reaped: bool) -> None:
+    """Also one that nobody has waited for: its parent may be the waiter, as here."""
+    bed = Bed()
+    with procs.start(hold_unseen, bed) as owner:
+        owner.expect("holding")
+        if reaped:
+            owner.kill()
+        else:
+            owner.signal(signal.SIGKILL)
+            states.wait_until(lambda: (task := states.task(owner.pid)) and task.state == "Z", "it is a zombie")
+        assert Words(bed).word == owner.pid
+        assert bed.acquire(timeout=delays.LONG)
+        bed.release()
+        owner.kill()
+    assert [dead.pid for dead in bed.recovered] == [owner.pid]
 
 
 def test_a_waiter_leaves_an_owner_alone_that_lives() -> None:
@@ -616,13 +692,18 @@ def call_without_a_pause(link: procs.Link, obj: Lockable, end: float) -> None:
 
 def test_a_waiter_that_has_to_queue_for_the_gil_is_not_taken_for_dead() -> None:
     """It is woken in time, but gets the GIL only after a switch interval of 5 ms. A newcomer that lets it pass for no
-    longer than that forgets it each time, and keeps the lock for seconds."""
+    longer than that forgets it each time, and keeps the lock for seconds. A busy machine may keep it from running for
+    as long, so one good round of several is enough: without the rule there is none."""
+    assert any(forgotten_waits_of_a_round() < 0.25 for _ in range(6))
+
+
+def forgotten_waits_of_a_round() -> float:
+    """Which part of the waits ended with a new epoch."""
     obj = Lockable()
-    end = time.monotonic() + 3 * delays.MEDIUM
+    end = time.monotonic() + delays.MEDIUM
     with procs.start(call_without_a_pause, obj, end), procs.start(call_beside_a_burner, obj, end):
         pass
-    assert statistics(obj).contended > 10
-    assert Words(obj).epoch < statistics(obj).contended / 2
+    return Words(obj).epoch / max(1, statistics(obj).contended)
 
 
 def test_trying_once_does_not_let_others_pass() -> None:

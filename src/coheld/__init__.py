@@ -6,10 +6,13 @@
     _lock.h        the robust mutex, in plain C, with its states
     _segment.h     mapped files of cells, in plain C
     _native.c      the Python types over it, and the fast path of a locked call
-    backends/      where locks live: a URL names one; files.py the directory, shm.py shared memory
-    mutex.py       the handle of a lock: what is said and done off the fast path
+    native.py      the extension, as all others import it
+    backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
+                   said and done off the fast path; files.py the directory, shm.py shared memory
+    mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     inspecting.py  holder and statistics
+    pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, rm, demo
 
 Each imports only what stands above it.

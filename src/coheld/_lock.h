@@ -152,9 +152,11 @@ static uint64_t clock_ns(clockid_t clock) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Start of a process or thread in clock ticks since boot (field 22 of its stat file); 0: cannot be read. */
-static uint64_t start_of(uint32_t id) {
+/* Start of a process or thread in clock ticks since boot (field 22 of its stat file), and its state, a letter; 0: cannot
+ * be read. */
+static uint64_t look_up(uint32_t id, char *state) {
     char path[40], text[512];
+    *state = 0;
     snprintf(path, sizeof path, "/proc/%u/stat", id);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return 0;
@@ -163,8 +165,14 @@ static uint64_t start_of(uint32_t id) {
     if (n <= 0) return 0;
     text[n] = 0;
     char *p = strrchr(text, ')'); /* the name before it may contain anything */
+    if (p && p[1] == ' ') *state = p[2];
     for (int field = 2; p && field < 22; field++) p = strchr(p + 1, ' ');
     return p ? strtoull(p + 1, NULL, 10) : 0;
+}
+
+static uint64_t start_of(uint32_t id) {
+    char state;
+    return look_up(id, &state);
 }
 
 static void count_fork(void) { process.forks++; } /* before each fork */
@@ -377,11 +385,13 @@ static void waiter_leave(Cell *c, Waiter *w, int owns) {
 }
 
 /* The thread that the word names: is it gone, or younger than my sight of it?  (start_of counts in ticks of the
- * boot clock; one tick of doubt counts as alive.) */
+ * boot clock; one tick of doubt counts as alive.)  A zombie is gone, though nobody has waited for it, as its own parent
+ * may be the one who waits here: the kernel has walked its list before it became one, and not found this lock. */
 static int owner_gone(const Waiter *w) {
     if (syscall(SYS_tkill, w->seen_tid, 0) && errno == ESRCH) return 1;
-    uint64_t start = start_of(w->seen_tid);
-    return start > w->boot_ticks + 1;
+    char state;
+    uint64_t start = look_up(w->seen_tid, &state);
+    return state == 'Z' || state == 'X' || start > w->boot_ticks + 1;
 }
 
 static void waiter_look(Cell *c, Waiter *w, uint32_t word, uint64_t now) {

@@ -18,7 +18,8 @@
 typedef struct {
     PyObject *segment_type;
     PyObject *mutex_base;      /* the C type */
-    PyTypeObject *mutex_type;  /* its subclass in lockable.py, the only one that a locked call accepts */
+    PyTypeObject *mutex_type;  /* its subclass in backends/shm.py, whose calls go the short way */
+    PyTypeObject *handle_type; /* the base of what a locked call accepts: locks of other backends are called by name */
     PyObject *not_initialized; /* function(obj): raises */
     PyObject *reduce_locked;   /* function(locked, protocol): how a locked method pickles */
     PyObject *name_lock;       /* "__lock__" */
@@ -387,15 +388,15 @@ static inline int mutex_release(Mutex *self) {
 
 static const Label no_label = {{0}};
 
-static PyObject *acquire_with(Mutex *self, PyObject *obj, PyObject *args, PyObject *kwargs) {
+/* The arguments of acquire: how long to wait, ns. */
+static int parse_acquire(PyObject *args, PyObject *kwargs, uint64_t *timeout) {
     static char *names[] = {"blocking", "timeout", "block", NULL};
-    PyObject *blocking = Py_True, *timeout = NULL, *block = NULL;
-    uint64_t ns;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO$O:acquire", names, &blocking, &timeout, &block)) return NULL;
+    PyObject *blocking = Py_True, *seconds = NULL, *block = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO$O:acquire", names, &blocking, &seconds, &block)) return -1;
     int truth = PyObject_IsTrue(block ? block : blocking);
-    if (truth < 0 || parse_timeout(timeout, &ns)) return NULL;
-    int rc = mutex_acquire(self, obj, &no_label, truth ? ns : 0);
-    return rc < 0 ? NULL : PyBool_FromLong(rc);
+    if (truth < 0 || parse_timeout(seconds, timeout)) return -1;
+    if (!truth) *timeout = 0;
+    return 0;
 }
 
 static PyObject *release_or_raise(Mutex *self) {
@@ -418,7 +419,9 @@ static PyObject *release_or_raise(Mutex *self) {
     "Raises NotOwnerError, an AssertionError and a RuntimeError, if the calling thread does not hold it."
 
 static PyObject *mutex_py_acquire(Mutex *self, PyObject *args, PyObject *kwargs) {
-    return acquire_with(self, NULL, args, kwargs);
+    uint64_t timeout;
+    int rc = parse_acquire(args, kwargs, &timeout) ? -1 : mutex_acquire(self, NULL, &no_label, timeout);
+    return rc < 0 ? NULL : PyBool_FromLong(rc);
 }
 
 static PyObject *mutex_py_release(Mutex *self, PyObject *Py_UNUSED(ignored)) { return release_or_raise(self); }
@@ -543,9 +546,10 @@ static PyType_Spec mutex_spec = {"coheld._native.Mutex", sizeof(Mutex), 0, Py_TP
  * The type adds nothing to the layout of an object, so that it mixes with dict, int, Exception and every other. */
 
 /* obj.__lock__, a new reference, without obj.__getattr__: a proxy must not lock its target. */
-static inline Mutex *lock_of(State *state, PyObject *obj) {
+static inline PyObject *lock_of(State *state, PyObject *obj) {
     PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
-    if (LIKELY(lock && Py_TYPE(lock) == state->mutex_type)) return (Mutex *)lock;
+    if (LIKELY(lock && (Py_TYPE(lock) == state->mutex_type || PyObject_TypeCheck(lock, state->handle_type))))
+        return lock;
     Py_XDECREF(lock);
     if (lock || PyErr_ExceptionMatches(PyExc_AttributeError)) {
         PyErr_Clear();
@@ -554,28 +558,60 @@ static inline Mutex *lock_of(State *state, PyObject *obj) {
     return NULL;
 }
 
-static Mutex *lock_of_base(PyObject *self) {
-    State *state = state_of(self);
-    return state ? lock_of(state, self) : NULL;
+/* lock._take(obj, method, timeout): mutex_acquire of another backend's lock. */
+static int take_by_name(PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
+    PyObject *seconds = timeout == FOREVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)timeout / 1e9);
+    PyObject *result = seconds ? PyObject_CallMethod(lock, "_take", "(ONN)", obj, label_text(method), seconds) : NULL;
+    int truth = result ? PyObject_IsTrue(result) : -1;
+    Py_XDECREF(result);
+    return truth;
+}
+
+/* lock.release(), with the exception that is there already kept: 0, or -1 and an exception. */
+static int give_by_name(PyObject *lock) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyObject *result = PyObject_CallMethod(lock, "release", NULL);
+    Py_XDECREF(result);
+    if (!type) return result ? 0 : -1;
+    PyErr_Restore(type, error, trace); /* takes the place of what release has raised */
+    return -1;
+}
+
+static inline int lock_take(State *state, PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
+    if (LIKELY(Py_TYPE(lock) == state->mutex_type)) return mutex_acquire((Mutex *)lock, obj, method, timeout);
+    return take_by_name(lock, obj, method, timeout);
+}
+
+/* 0, or -1 and an exception.  One that is there already stays. */
+static inline int lock_give(State *state, PyObject *lock) {
+    if (UNLIKELY(Py_TYPE(lock) != state->mutex_type)) return give_by_name(lock);
+    if (LIKELY(!mutex_release((Mutex *)lock))) return 0;
+    if (!PyErr_Occurred()) call_hook(lock, "_not_owner", NULL);
+    return -1;
 }
 
 static PyObject *base_acquire(PyObject *self, PyObject *args, PyObject *kwargs) {
-    Mutex *lock = lock_of_base(self);
-    PyObject *result = lock ? acquire_with(lock, self, args, kwargs) : NULL;
+    State *state = state_of(self);
+    PyObject *lock = state ? lock_of(state, self) : NULL;
+    uint64_t timeout;
+    int rc = lock && !parse_acquire(args, kwargs, &timeout) ? lock_take(state, lock, self, &no_label, timeout) : -1;
     Py_XDECREF(lock);
-    return result;
+    return rc < 0 ? NULL : PyBool_FromLong(rc);
 }
 
 static PyObject *base_release(PyObject *self, PyObject *Py_UNUSED(ignored)) {
-    Mutex *lock = lock_of_base(self);
-    PyObject *result = lock ? release_or_raise(lock) : NULL;
+    State *state = state_of(self);
+    PyObject *lock = state ? lock_of(state, self) : NULL;
+    int rc = lock ? lock_give(state, lock) : -1;
     Py_XDECREF(lock);
-    return result;
+    return rc ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *base_enter(PyObject *self, PyObject *Py_UNUSED(ignored)) {
-    Mutex *lock = lock_of_base(self);
-    int rc = lock ? mutex_acquire(lock, self, &no_label, FOREVER) : -1;
+    State *state = state_of(self);
+    PyObject *lock = state ? lock_of(state, self) : NULL;
+    int rc = lock ? lock_take(state, lock, self, &no_label, FOREVER) : -1;
     Py_XDECREF(lock);
     return rc < 0 ? NULL : Py_NewRef(self);
 }
@@ -616,16 +652,13 @@ static PyObject *locked_call(LockedMethod *self, PyObject *const *args, size_t n
     if (UNLIKELY(!PyVectorcall_NARGS(nargsf)))
         return PyErr_Format(PyExc_TypeError, "%R must be called with its instance as the first argument", self);
     PyObject *obj = args[0];
-    Mutex *lock = lock_of(self->state, obj);
+    PyObject *lock = lock_of(self->state, obj);
     if (UNLIKELY(!lock)) return NULL;
     PyObject *result = NULL;
-    int rc = mutex_acquire(lock, obj, &self->label, self->timeout_ns);
+    int rc = lock_take(self->state, lock, obj, &self->label, self->timeout_ns);
     if (LIKELY(rc > 0)) {
         result = PyObject_Vectorcall(self->func, args, nargsf, kwnames);
-        if (UNLIKELY(mutex_release(lock)) && result) {
-            Py_CLEAR(result);
-            call_hook(lock, "_not_owner", NULL);
-        }
+        if (UNLIKELY(lock_give(self->state, lock))) Py_CLEAR(result);
     } else if (!rc) {
         call_hook(lock, "_timed_out", self->timeout);
     }
@@ -737,12 +770,23 @@ static PyType_Spec locked_spec = {
 
 static PyObject *native_install(PyObject *module, PyObject *args) {
     State *state = PyModule_GetState(module);
-    PyObject *mutex_type, *not_initialized, *reduce_locked;
-    if (!PyArg_ParseTuple(args, "O!OO:install", &PyType_Type, &mutex_type, &not_initialized, &reduce_locked))
+    PyObject *handle_type, *not_initialized, *reduce_locked;
+    if (!PyArg_ParseTuple(args, "O!OO:install", &PyType_Type, &handle_type, &not_initialized, &reduce_locked))
         return NULL;
-    Py_XSETREF(state->mutex_type, (PyTypeObject *)Py_NewRef(mutex_type));
+    Py_XSETREF(state->handle_type, (PyTypeObject *)Py_NewRef(handle_type));
     Py_XSETREF(state->not_initialized, Py_NewRef(not_initialized));
     Py_XSETREF(state->reduce_locked, Py_NewRef(reduce_locked));
+    Py_RETURN_NONE;
+}
+
+/* hasten(mutex_type): a subclass of Mutex whose methods none overrides; locked calls need not look them up. */
+static PyObject *native_hasten(PyObject *module, PyObject *type) {
+    State *state = PyModule_GetState(module);
+    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, (PyTypeObject *)state->mutex_base)) {
+        PyErr_SetString(PyExc_TypeError, "hasten() takes a subclass of Mutex");
+        return NULL;
+    }
+    Py_XSETREF(state->mutex_type, (PyTypeObject *)Py_NewRef(type));
     Py_RETURN_NONE;
 }
 
@@ -764,9 +808,9 @@ static PyObject *native_peek(PyObject *module, PyObject *obj) {
     Py_RETURN_NONE;
 }
 
-/* lock_of(obj): its Mutex, or NotInitializedError. */
+/* lock_of(obj): its lock, or NotInitializedError. */
 static PyObject *native_lock_of(PyObject *module, PyObject *obj) {
-    return (PyObject *)lock_of(PyModule_GetState(module), obj);
+    return lock_of(PyModule_GetState(module), obj);
 }
 
 static PyObject *native_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
@@ -774,10 +818,11 @@ static PyObject *native_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNU
 }
 
 static PyMethodDef module_methods[] = {
-    {"install", native_install, METH_VARARGS, "install(mutex_type, not_initialized, reduce_locked): once, by lockable."},
+    {"install", native_install, METH_VARARGS, "install(handle_type, not_initialized, reduce_locked): once, by lockable."},
+    {"hasten", native_hasten, METH_O, "hasten(mutex_type): locked calls of these locks go the short way."},
     {"hang", native_hang, METH_VARARGS, "hang(obj, lock): set obj.__lock__ past any __setattr__."},
     {"peek", native_peek, METH_O, "peek(obj): what its __lock__ is, or None."},
-    {"lock_of", native_lock_of, METH_O, "lock_of(obj): its Mutex; NotInitializedError if it has none."},
+    {"lock_of", native_lock_of, METH_O, "lock_of(obj): its lock; NotInitializedError if it has none."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},
 };
@@ -809,6 +854,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->segment_type);
     Py_VISIT(state->mutex_base);
     Py_VISIT(state->mutex_type);
+    Py_VISIT(state->handle_type);
     Py_VISIT(state->not_initialized);
     Py_VISIT(state->reduce_locked);
     return 0;
@@ -819,6 +865,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->segment_type);
     Py_CLEAR(state->mutex_base);
     Py_CLEAR(state->mutex_type);
+    Py_CLEAR(state->handle_type);
     Py_CLEAR(state->not_initialized);
     Py_CLEAR(state->reduce_locked);
     Py_CLEAR(state->name_lock);

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import _native
-from .mutex import Mutex
+from . import native
+from .backends.base import Handle
 from .owner import Owner
 
 
@@ -36,8 +36,8 @@ def statistics(obj: object) -> Statistics:
     return Statistics(*_lock_of(obj)._counters())
 
 
-def _lock_of(obj: object) -> Mutex:
-    lock: Mutex = _native.lock_of(obj)
-    if not lock.attached or lock.flags & _native.REMOVED:
+def _lock_of(obj: object) -> Handle:
+    lock: Handle = native.lock_of(obj)
+    if not lock.attached or lock.flags & native.REMOVED:
         lock._attach()
     return lock

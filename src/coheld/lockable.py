@@ -13,17 +13,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, overload
 
-from . import _native
 from . import mutex as _mutex
-from .backends import backend_of
+from . import native
+from .backends.base import Handle
 from .errors import NotInitializedError
-from .mutex import Mutex
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MISSING: Any = object()
 
 
-class Lockable(_native.LockableBase):
+class Lockable(native.LockableBase):
     """An object whose locked methods run one at a time, over every thread and process that has a copy of it.
 
     Inherit it, call ``super().__init__()``, and decorate the methods that must not overlap with ``@Lockable.locked``.
@@ -39,7 +38,7 @@ class Lockable(_native.LockableBase):
     no room for the lock.
     """
 
-    __lock__: Mutex
+    __lock__: Handle
 
     def __init__(
         self, *args: Any, lock_name: str | None = None, lock_backend: str | None = None, **kwargs: Any
@@ -72,44 +71,43 @@ class Lockable(_native.LockableBase):
             return _locked(fn, None)
         if fn is not _MISSING:
             raise TypeError("use @Lockable.locked(timeout=…) on its own, without the function")
-        _native.LockedMethod(id, timeout, b"")  # a bad timeout shows here, not at the first call
+        native.LockedMethod(id, timeout, b"")  # a bad timeout shows here, not at the first call
         return functools.partial(_locked, timeout=timeout)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(max(int(protocol), 2))
-        lock = _native.peek(self)
+        lock = native.peek(self)
         if isinstance(reduced, str) or lock is None:
             return reduced
         make, args, *rest = reduced
         return (_rebuild, (lock, make, args), *rest)
 
 
-def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> Mutex:
+def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> Handle:
     """Give the object its lock.  One that has a lock keeps it, unless another is named: a diamond may call __init__
     twice, and others may hold it by now."""
     if name is None and backend is not None:
         raise TypeError("lock_backend needs a lock_name: anonymous locks live in this machine's memory")
-    lock: Mutex | None = _native.peek(obj)
+    lock: Handle | None = native.peek(obj)
     if name is not None:
-        backend_of(backend)
-        lock = _mutex.named(name)
-    elif not isinstance(lock, Mutex):
+        lock = _mutex.named(name, backend)
+    elif not isinstance(lock, Handle):
         lock = _mutex.anonymous()
-    _native.hang(obj, lock)
+    native.hang(obj, lock)
     return lock
 
 
-def _rebuild(lock: Mutex, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _rebuild(lock: Handle, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Load a pickled or copied object; it has its lock before its items and state are set."""
     obj = make(*args)
-    _native.hang(obj, lock)
+    native.hang(obj, lock)
     return obj
 
 
 def _locked(fn: Any, timeout: float | None) -> Any:
     _refuse(fn)
     label = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition("<locals>.")[2]
-    method = _native.LockedMethod(fn, timeout, label.encode(errors="replace")[-32:])
+    method = native.LockedMethod(fn, timeout, label.encode(errors="replace")[-32:])
     return functools.update_wrapper(method, fn)
 
 
@@ -176,7 +174,7 @@ def _not_initialized(obj: Any) -> NoReturn:
     cls = type(obj).__qualname__
     if not isinstance(obj, Lockable):
         raise NotInitializedError(f"{cls} has locked methods but does not inherit Lockable")
-    if (lock := _native.peek(obj)) is not None:
+    if (lock := native.peek(obj)) is not None:
         raise NotInitializedError(f"{cls}: its __lock__ is {lock!r}, not a lock of coheld")
     raise NotInitializedError(f"{cls} has no lock, because Lockable.__init__ has not run: {_remedy(type(obj))}")
 
@@ -196,4 +194,4 @@ def _remedy(cls: type) -> str:
     return f"its __init__ must call {call}"
 
 
-_native.install(Mutex, _not_initialized, _reduce_locked)
+native.install(Handle, _not_initialized, _reduce_locked)

@@ -30,6 +30,7 @@ import signal
 import time
 from contextlib import suppress
 
+from .errors import InsecureError
 from .owner import start_of
 
 _RECORD = re.compile(rb"([1-9]\d{0,8}) (\d{1,18})\n")
@@ -44,9 +45,11 @@ def path_of(file: str) -> str:
 
 def write(path: str, pid: int) -> None:
     """Say that the process works in this critical section. By the owner, before the process starts to."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    clear(path)  # what is there may be somebody else's
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
+        os.fchmod(descriptor, 0o600)  # the umask may have taken more away
         os.write(descriptor, b"%d %d\n" % (pid, start_of(pid) or 0))
     finally:
         os.close(descriptor)
@@ -62,7 +65,7 @@ def settle(path: str, deadline: float) -> bool:
     """Kill the process on record, wait until it is gone, and clear the record. By the owner only.
 
     Blocks until the deadline (seconds of time.monotonic()). Returns False if it was still there then: the
-    record stays, and the resource must not be used.
+    record stays, and the resource must not be used. Raises: InsecureError: if others could have written the record.
     """
     if (found := _read(path)) is not None and not _end(*found, deadline):
         return False
@@ -77,11 +80,17 @@ def _read(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     try:
+        _check_author(path, os.fstat(descriptor))
         line = os.read(descriptor, 64)
     finally:
         os.close(descriptor)
     whole = _RECORD.fullmatch(line)
     return (int(whole[1]), int(whole[2])) if whole else None
+
+
+def _check_author(path: str, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise InsecureError(f"{path} says whom to kill, and others could have written it; remove it", resource=path)
 
 
 def _end(pid: int, start: int, deadline: float) -> bool:

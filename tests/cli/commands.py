@@ -130,9 +130,16 @@ class Terminal:
         """The next thing that the shell has seen of its job. Reads the screen meanwhile, so that nobody blocks."""
         deadline = time.monotonic() + delays.LONG
         while "\n" not in self._unread_news:
-            assert self._look(deadline), f"no news of the job; on the screen: {self.screen!r}"
+            assert self._look(deadline), f"no news of the job; on the screen: {self.screen!r}; {self._signals()}"
         line, _, self._unread_news = self._unread_news.partition("\n")
         return line
+
+    def _signals(self) -> str:
+        """What every process of the terminal does, and which signals it has pending and blocked."""
+        told = ("State:", "SigPnd:", "ShdPnd:", "SigBlk:")
+        pids = [self._shell.pid, *states.descendants(self._shell.pid)]
+        lines = {pid: Path(f"/proc/{pid}/status").read_text().splitlines() for pid in pids}
+        return "; ".join(f"{pid}: {[line for line in lines[pid] if line.startswith(told)]}" for pid in pids)
 
     def _look(self, deadline: float) -> bool:
         """Read what is there; False if nothing comes any more."""

@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from cli.commands import COHELD, PYTHON, coheld, really_gone, wait_for_line
-from coheld import Lockable, _native, holder, mutex, ward
+from coheld import InsecureError, Lockable, _native, holder, mutex, ward
 from coheld.cli import exits, relay, run
 from support import delays, procs, states
 
@@ -128,6 +129,7 @@ def test_a_record_that_names_nobody_harms_nobody(record: str, coheld_dir: Path) 
         assert found is not None
         text = record.format(pid=bystander.pid, start=found.start, later=found.start + 1)
         (coheld_dir / "ward-name").write_text(text)
+        (coheld_dir / "ward-name").chmod(0o600)
         with Lockable(lock_name="name") as lock:
             lock.__lock__._flag(_native.WARDED, True)
         assert coheld("run", "name", "true").returncode == 0
@@ -135,6 +137,50 @@ def test_a_record_that_names_nobody_harms_nobody(record: str, coheld_dir: Path) 
         bystander.expect("still there")
         bystander.process.communicate()
     assert [path.name for path in coheld_dir.iterdir()] == ["name-name"]
+
+
+def give_away(record: Path) -> None:
+    """To another user; who is not root can but let others write."""
+    if os.geteuid() == 0:
+        os.chown(record, 54321, 54321)
+    else:
+        record.chmod(0o620)
+
+
+@pytest.mark.parametrize("spoil", [give_away, lambda record: record.chmod(0o602)], ids=["foreign", "writable"])
+def test_a_record_that_others_could_have_written_is_not_followed(
+    spoil: Callable[[Path], None], coheld_dir: Path
+) -> None:
+    record, lock = coheld_dir / "ward-name", Lockable(lock_name="name")
+    with procs.command(["cat"]) as bystander:
+        with lock:
+            lock.__lock__.entrust(bystander.pid)
+        spoil(record)
+        for _ in range(2):
+            with pytest.raises(InsecureError, match="ward-name"):
+                lock.acquire()
+        assert holder(lock) is None and not really_gone(bystander.pid)
+        record.unlink()
+        with lock:
+            pass
+        bystander.process.communicate()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o777], ids=oct)
+def test_a_record_is_for_its_owner_whatever_the_umask(mask: int, coheld_dir: Path) -> None:
+    """And a new file, where somebody has put one in its place."""
+    record = coheld_dir / "ward-name"
+    record.write_text("somebody's")
+    record.chmod(0o666)
+    before = os.umask(mask)
+    try:
+        with Lockable(lock_name="name") as lock:
+            lock.__lock__.entrust(os.getpid())
+            assert record.stat().st_mode & 0o7777 == 0o600
+            lock.__lock__.reclaim()
+    finally:
+        os.umask(before)
+    assert not record.exists()
 
 
 def run_that_cannot_kill(link: procs.Link) -> int:

@@ -16,7 +16,8 @@ import pytest
 from coheld import CoheldError, IncompatibleError, Lockable, statistics
 from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, WARDED
 from coheld.backends import files
-from coheld.mutex import handle, remove
+from coheld.backends.base import handle
+from coheld.mutex import remove
 from contract import killpoints, spoil
 from contract.places import all_in, had, inode_of, place_of, took
 from fuzz import segments
@@ -306,6 +307,19 @@ def test_those_who_find_it_at_once_agree_on_it(named: Victim) -> None:
             assert first.result() == second.result() == named.path.stat().st_ino
 
 
+def test_a_header_that_is_half_written_is_read_again(named: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process writes it anew after a boot, under the flock."""
+    spoil.flip(named.path, 50, 1)
+    flock = files.flock_soon
+
+    def flock_after_the_writer(fd: int, operation: int, path: str) -> None:
+        spoil.flip(named.path, 50, 1)
+        flock(fd, operation, path)
+
+    monkeypatch.setattr(files, "flock_soon", flock_after_the_writer)
+    assert named.outcome() == "took"
+
+
 def test_an_arena_of_the_last_boot_is_gone(coheld_dir: Path) -> None:
     with procs.start(make, "") as maker:
         arena = Victim(*maker.hear())
@@ -372,7 +386,7 @@ def test_a_place_where_no_lock_is_is_refused(coheld_dir: Path, offset: int) -> N
 
 
 def acquire_handle(link: procs.Link, path: str, offset: int) -> str:
-    mutex = handle("arena", path, offset)  # loading never raises
+    mutex = handle("shm", "arena", path, offset)  # loading never raises
     try:
         return str(mutex.acquire(timeout=delays.SHORT))
     except IncompatibleError as error:
@@ -450,6 +464,7 @@ RECORDS = [
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_damaged_ward_is_none(coheld_dir: Path, named: Victim, record: bytes) -> None:
     (coheld_dir / "ward-x").write_bytes(record)
+    (coheld_dir / "ward-x").chmod(0o600)
     spoil.put_word(named.path, named.offset + spoil.FLAGS, WARDED)
     assert named.outcome() == "took"
 

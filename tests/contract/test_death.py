@@ -585,28 +585,31 @@ def test_an_object_dropped_while_held_does_not_break_the_threads_other_locks(log
 
 
 def drop_what_was_sent(link: procs.Link, sent: list[bytes]) -> None:
-    """Each object is the only one here of its process's memory; drop it while it is held."""
-    first, second = sent
-    dropped, own = pickle.loads(first), Plain()
-    dropped.acquire()
+    """Each object is the only one here of its process's memory; drop the first while it is held."""
+    first, *others = sent
+    own, dropped = Plain(), pickle.loads(first)
     own.acquire()
+    dropped.acquire()
     del dropped
     gc.collect()
-    pickle.loads(second).acquire()
+    for other in others:
+        pickle.loads(other).acquire()
     gc.collect()
-    link.say("holding")
+    link.say(pickle.dumps(own))
     link.wait_for("never")
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_an_object_of_another_process_dropped_while_held_is_recovered_all_the_same(method: str) -> None:
-    beds = [Bed(), Bed()]
+def test_an_object_of_another_process_dropped_while_held_is_recovered_all_the_same(method: str, count: int) -> None:
+    """And those that its thread took before: the kernel's list leads to them through the dropped one's memory."""
+    beds = [Bed() for _ in range(count)]
     with procs.start(drop_what_was_sent, [pickle.dumps(bed) for bed in beds], method=method) as owner:
-        owner.expect("holding")
-        assert [bed.acquire(blocking=False) for bed in beds] == [False, False]
+        theirs = pickle.loads(owner.hear())
+        assert not any(obj.acquire(blocking=False) for obj in [theirs, *beds])
         owner.kill()
+    assert can_be_had(theirs) and all(map(can_be_had, beds))  # at once: nobody had to look for the owner
     for bed in beds:
-        bed.run()
         assert [dead.pid for dead in bed.recovered] == [owner.pid]
 
 

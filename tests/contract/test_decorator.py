@@ -179,6 +179,20 @@ def test_a_locked_method_can_be_overridden_and_called_by_super() -> None:
     assert bunk.size() == 8
 
 
+@pytest.mark.parametrize("name", ["x" * 31, "x" * 32, "x" * 33, "Bed." + "ä" * 40, "🔒x" * 20, "日本語" * 10])
+def test_a_long_name_is_known_by_its_end(name: str) -> None:
+    """There is room for 32 bytes of UTF-8."""
+
+    def look(self: object) -> str:
+        owner = holder(self)
+        return owner.method if owner else ""
+
+    look.__qualname__ = name
+    watched: Any = type("Watched", (Lockable,), {"look": locked(look)})
+    shown = watched().look()
+    assert name.endswith(shown) and 28 < len(shown.encode()) <= 32
+
+
 # ---- timeout -----------------------------------------------------------------------------------------------
 
 

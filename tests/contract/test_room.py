@@ -155,11 +155,12 @@ def test_with_any_number_of_pages_left_it_works_or_says_so(make: Callable[[int],
 
 @pytest.mark.parametrize("inodes", range(2, 9))
 def test_no_file_left_is_a_clear_error_too(inodes: int) -> None:
+    """The one that got no name gives its place back at once, though the error's traceback lives on."""
+
     def run() -> None:
         namespaces.private_shm(f"nr_inodes={inodes},mode=1777")
         objs, error = make_until_full(named)
         assert says_that_it_is_full(error) and len(objs) == max(0, inodes - 3)  # a link takes one for a moment
-        del error  # its traceback keeps the last file, which got no name
         if inodes > 2:
             objs.append(Lockable())  # the arena is the last file
         shm._process.arena = None

@@ -124,6 +124,25 @@ def test_no_cell_is_handed_out_twice_when_parent_and_children_go_on_making_locks
     assert len({*theirs, *map(place_of, mine), *map(place_of, kept)}) == 100 + 200 + 25
 
 
+HOOKED = """
+import os
+os.register_at_fork(after_in_child=lambda: made.append(Lockable()))
+from coheld import Lockable
+made = []
+Lockable()
+if pid := os.fork():
+    os.waitpid(pid, 0)
+    made.append(Lockable())
+print(made[0].__lock__.segment.path, made[0].__lock__.offset, flush=True)
+"""
+
+
+def test_a_hook_that_runs_in_the_child_before_ours_makes_its_lock_in_an_arena_of_the_child() -> None:
+    """Hooks run in the order of their coming, and this one came before the package."""
+    child, parent = procs.run(HOOKED).splitlines()
+    assert child.split()[0] != parent.split()[0]
+
+
 @pytest.mark.hang_limit(180)
 def test_a_child_can_make_locks_whatever_the_parents_threads_did_at_the_fork(coheld_dir: Path) -> None:
     stop = threading.Event()

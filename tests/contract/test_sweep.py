@@ -1,5 +1,6 @@
 """How arenas go away: when the last process that uses them ends, or with the next start where it was killed."""
 
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -206,6 +207,36 @@ def test_the_last_user_may_be_killed_too(coheld_dir: Path, end: str) -> None:
         user.kill()
         next_start()
         assert all_in(coheld_dir) == []
+
+
+def is_locked(path: Path) -> bool:
+    """Has any process a flock on it?"""
+    with path.open() as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    return True
+
+
+def test_each_process_that_uses_an_arena_has_a_share_of_its_flock(coheld_dir: Path) -> None:
+    """Also where nobody may look at what it maps."""
+    with roles.maker() as maker, roles.attached(maker.lock) as user:
+        (arena,) = coheld_dir.iterdir()
+        assert is_locked(arena)
+        user.kill()
+        assert is_locked(arena)
+        with roles.attached(maker.lock) as other:
+            maker.kill()
+            assert is_locked(arena)
+            other.kill()
+        assert not is_locked(arena)
+
+
+def test_a_forked_child_has_a_share_of_its_parents_flock(coheld_dir: Path) -> None:
+    with all_of_it_has_ended(), roles.orphan("killed") as child:
+        (arena,) = coheld_dir.iterdir()
+        assert is_locked(arena)
+        child.kill()
+        assert not is_locked(arena)
 
 
 def test_a_user_that_drops_the_lock_leaves_nothing_when_it_ends(coheld_dir: Path) -> None:
@@ -540,6 +571,21 @@ def test_attaching_while_the_maker_ends_and_others_start(coheld_dir: Path, rng: 
     if kill:
         next_start()
     assert all_in(coheld_dir) == []
+
+
+def test_one_who_attaches_while_it_is_swept_is_told_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file was there when it was opened, and a sweeper had the flock."""
+    flock = files.flock_soon
+
+    def flock_after_the_sweeper(fd: int, operation: int, path: str) -> None:
+        os.unlink(path)
+        flock(fd, operation, path)
+
+    with roles.maker() as maker:
+        monkeypatch.setattr(files, "flock_soon", flock_after_the_sweeper)
+        obj = pickle.loads(bytes.fromhex(maker.lock))
+        with pytest.raises(BackendError, match="gone"):
+            obj.acquire()
 
 
 def fork_and_end(link: procs.Link, data: bytes) -> None:

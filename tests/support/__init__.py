@@ -6,6 +6,8 @@
     exclusion   two independent detectors of overlap, shared by all workers, that also survive killed ones
     seeds       the seed of this run (COHELD_TEST_SEED) and a random.Random for each test
     hygiene     what a test may not leave behind: processes, files; used by conftest.py
+    environments  virtual environments, and wheels built here
+    optional    what the ordinary environment lacks: PYATS
     watchdog    the hang limit: every stack of every process is dumped, then all are killed
 
 Usual shape of a test with another process:

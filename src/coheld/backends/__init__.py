@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from types import ModuleType
 
-from . import shm
+from .. import native
+from ..errors import IncompatibleError
 
-_SCHEMES = {"shm": shm}
+_SCHEMES = ("shm",)
 
 
 def backend_of(url: str | None) -> ModuleType:
@@ -23,4 +25,14 @@ def backend_of(url: str | None) -> ModuleType:
     if not colon or scheme not in _SCHEMES:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
         raise ValueError(f"no backend for {url!r}; known: {known}")
-    return _SCHEMES[scheme]
+    return of_scheme(scheme)
+
+
+def of_scheme(scheme: str) -> ModuleType:
+    """The backend of a scheme, imported when it is first asked for.
+
+    Raises: IncompatibleError: if it needs the extension, and this process has none.
+    """
+    if scheme == "shm" and native.missing:
+        raise IncompatibleError(f"shm: needs the C extension, and this process runs without it: {native.missing}")
+    return import_module(f"{__name__}.{scheme}")

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from .. import _native
+from .. import native
 from ..errors import BackendError, IncompatibleError, InsecureError
 from ..owner import start_of
 
@@ -60,9 +60,9 @@ def header_here(kind: int, name: str = "") -> Header:
     """The header that this process writes, and the only one that it accepts."""
     return Header(
         magic=MAGIC,
-        layout=_native.LAYOUT_VERSION,
-        cell_size=_native.CELL_SIZE,
-        libc=_native.LIBC.encode().ljust(16, b"\0"),
+        layout=native.LAYOUT_VERSION,
+        cell_size=native.CELL_SIZE,
+        libc=native.LIBC.encode().ljust(16, b"\0"),
         machine=os.uname().machine.encode()[:16].ljust(16, b"\0"),
         pid_namespace=os.stat("/proc/self/ns/pid").st_ino,
         boot=_boot_id(),
@@ -82,7 +82,7 @@ def check_header(path: str, fd: int, kind: int, name: str = "") -> bool:
     Raises: IncompatibleError: if not; it says which field differs.
     """
     raw = os.pread(fd, _FIELDS.size + _CHECK.size, 0)
-    if os.fstat(fd).st_size < _native.HEADER_SIZE or raw[:8] != MAGIC:
+    if os.fstat(fd).st_size < native.HEADER_SIZE or raw[:8] != MAGIC:
         raise IncompatibleError(
             f"{path} is no lock of coheld, or damaged; if nobody uses it, remove the file", resource=path
         )

@@ -18,21 +18,36 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
-from .. import _native
-from ..errors import BackendError, IncompatibleError
+from .. import native
+from ..errors import BackendError, IncompatibleError, TooManyLocksError
 from . import files
+from .base import Handle
 
+SCHEME = "shm"
 _ARENA_SPAN = 1 << 34
 """Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""
 
 
-class Segment(_native.Segment):
+class Segment(native.Segment):
     """A mapped file of cells, once per file and process."""
 
     path: str
     identity: tuple[int, int]
+
+
+class Mutex(Handle, native.Mutex):
+    """A lock in shared memory; acquire, release and with are C."""
+
+    __slots__ = ()
+
+    def _too_many(self) -> NoReturn:
+        raise TooManyLocksError(
+            f"{self.label}: this thread holds {native.HELD_LIMIT} locks already, and the kernel frees little more "
+            "than that when a thread dies; release some first",
+            resource=self.label,
+        )
 
 
 class _Process:
@@ -61,8 +76,10 @@ os.register_at_fork(after_in_parent=_process.share, after_in_child=_process.begi
 class Arena:
     """The anonymous locks that this process makes."""
 
+    scheme, named = SCHEME, False
+
     def __init__(self, segment: Segment) -> None:
-        self.segment = segment
+        self.segment, self.path = segment, segment.path
 
     def attach(self) -> tuple[Segment, int]:
         raise BackendError("a cell of one's own arena is attached from its beginning")
@@ -80,6 +97,8 @@ class Arena:
 
 class RemoteCell:
     """An anonymous lock that another process made, or this one's before a fork."""
+
+    scheme, named = SCHEME, False
 
     def __init__(self, path: str, offset: int) -> None:
         self.path, self.offset = path, offset
@@ -100,6 +119,8 @@ class RemoteCell:
 class Named:
     """A lock that any process of the user finds by its name."""
 
+    scheme, named = SCHEME, True
+
     def __init__(self, name: str, directory: str) -> None:
         self.name, self.directory = name, directory
         self.path = os.path.join(directory, files.file_name(name))
@@ -118,19 +139,26 @@ class Named:
         return repr(self.name)
 
 
-Resource = Arena | RemoteCell | Named
+def anonymous() -> Mutex:
+    """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
+    arena, offset = new_cell()
+    return Mutex(arena, arena.segment, offset)
+
+
+def named(name: str) -> Named:
+    """The resource of that name. Raises: as files.lock_directory."""
+    return Named(name, files.lock_directory())
+
+
+def resource(kind: str, *where: Any) -> RemoteCell | Named:
+    """What travelled as that token."""
+    return RemoteCell(*where) if kind == "arena" else Named(*where)
 
 
 def _damaged(segment: Segment) -> IncompatibleError:
     return IncompatibleError(
         f"{segment.path} is damaged: an anonymous lock is marked as removed", resource=segment.path
     )
-
-
-def require_native() -> None:
-    """Raises: IncompatibleError: if this libc's mutex does not work as the extension needs it."""
-    if not _native.SUPPORTED:
-        raise IncompatibleError("the mutex of this libc does not work as expected; shared memory locks need glibc")
 
 
 def _mapped(path: str, fd: int, length: int, least: int) -> Segment:
@@ -167,7 +195,7 @@ def new_cell() -> tuple[Arena, int]:
 
 def _current_arena() -> Arena:
     arena = _process.arena
-    if arena is not None and arena.segment.generation == _native.generation():
+    if arena is not None and arena.segment.generation == native.generation():
         return arena
     with _process.guard:
         if _process.arena is arena:
@@ -176,11 +204,10 @@ def _current_arena() -> Arena:
 
 
 def _new_arena() -> Arena:
-    require_native()
     directory = files.lock_directory()
     files.sweep(directory)
     _leave_at_exit(directory)
-    with files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.ARENA)) as (made, fd):
+    with files.new_file(directory, native.HEADER_SIZE, files.header_here(files.ARENA)) as (made, fd):
         fcntl.flock(fd, fcntl.LOCK_SH)
         path = os.path.join(directory, os.path.basename(made).replace(".new-", "arena-"))
         segment = _mapped(path, fd, _ARENA_SPAN, 1 << 20)
@@ -196,7 +223,6 @@ def attach_arena(path: str, offset: int) -> Segment:
 
     Raises: BackendError: if it is gone.  IncompatibleError, InsecureError: if it cannot be used.
     """
-    require_native()
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is None:
@@ -239,18 +265,16 @@ def _gone(path: str) -> BackendError:
 
 def _open_named(path: str, name: str) -> Segment:
     """Map a named lock's file, made if it is missing."""
-    require_native()
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is not None and files.same_file(path, segment.identity):
             return segment
-        while True:  # until it is there, or made: others may make and remove it meanwhile
+        while True:  # until it is there: others may make and remove it meanwhile
             with suppress(FileNotFoundError):
                 segment = _map_named(path, name)
                 break
             with suppress(FileExistsError):
-                segment = _create_named(path, name)
-                break
+                _create_named(path, name)
         _process.segments[path] = segment
         return segment
 
@@ -258,28 +282,37 @@ def _open_named(path: str, name: str) -> Segment:
 def _map_named(path: str, name: str) -> Segment:
     fd = files.open_checked(path)
     try:
-        if not files.check_header(path, fd, files.NAMED, name):
+        if not _is_of_this_boot(path, fd, name):
             _revive(path, fd, name)
     except BaseException:
         os.close(fd)
         raise
-    segment = _mapped(path, fd, _native.HEADER_SIZE, _native.HEADER_SIZE)
+    segment = _mapped(path, fd, native.HEADER_SIZE, native.HEADER_SIZE)
     segment.close()
     return segment
 
 
-def _create_named(path: str, name: str) -> Segment:
+def _is_of_this_boot(path: str, fd: int, name: str) -> bool:
+    """A header that is wrong may be half written: _revive does that, under the flock.  Then it is right after that."""
+    with suppress(IncompatibleError):
+        return files.check_header(path, fd, files.NAMED, name)
+    files.flock_soon(fd, fcntl.LOCK_SH, path)
+    return files.check_header(path, fd, files.NAMED, name)
+
+
+def _create_named(path: str, name: str) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
     files.sweep(directory)
-    with files.new_file(directory, _native.HEADER_SIZE, files.header_here(files.NAMED, name)) as (made, fd):
-        segment = _mapped(path, fd, _native.HEADER_SIZE, _native.HEADER_SIZE)
-        segment.make(files.NAMED_CELL)
+    with files.new_file(directory, native.HEADER_SIZE, files.header_here(files.NAMED, name)) as (made, fd):
+        _make_cell(path, fd)  # and unmapped: the traceback of a failure below must not keep the file's inode
         os.link(made, path)
         os.unlink(made)
-    segment.close()
-    return segment
+
+
+def _make_cell(path: str, fd: int) -> None:
+    _mapped(path, fd, native.HEADER_SIZE, native.HEADER_SIZE).make(files.NAMED_CELL)
 
 
 def _revive(path: str, fd: int, name: str) -> None:
@@ -287,7 +320,7 @@ def _revive(path: str, fd: int, name: str) -> None:
     flock and finds it done."""
     files.flock_soon(fd, fcntl.LOCK_EX, path)
     if not files.check_header(path, fd, files.NAMED, name):
-        _mapped(path, os.dup(fd), _native.HEADER_SIZE, _native.HEADER_SIZE).revive(files.NAMED_CELL)
+        _mapped(path, os.dup(fd), native.HEADER_SIZE, native.HEADER_SIZE).revive(files.NAMED_CELL)
         os.pwrite(fd, files.header_here(files.NAMED, name).pack(), 0)
     fcntl.flock(fd, fcntl.LOCK_UN)
 
@@ -336,3 +369,6 @@ def _leave() -> None:
 
 def _goes_on(thread: threading.Thread) -> bool:
     return not thread.daemon and thread not in (threading.main_thread(), threading.current_thread())
+
+
+native.hasten(Mutex)

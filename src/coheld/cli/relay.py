@@ -47,11 +47,21 @@ def attend(child: int) -> int:
     """Pass signals on until the child has ended, and reap it; returns the exit status to report."""
     while True:
         info = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
-        if info.si_signo != signal.SIGCHLD:
+        if info.si_signo == signal.SIGCONT:
+            _continue(child)
+        elif info.si_signo != signal.SIGCHLD:
             if not _has_it_already(child, info):
                 _send(child, info.si_signo)
         elif (status := _look_at(child)) is not None:
             return status
+
+
+def _continue(child: int) -> None:
+    """Pass SIGCONT on. Where it was for the whole group, the command goes on already, and may have been stopped again
+    by now: what that was (it is pending here, too) must not be undone."""
+    _send(child, signal.SIGCONT)
+    for number in signal.sigpending() & _JOB_CONTROL:
+        _send(child, number)
 
 
 def _send(child: int, number: int) -> None:

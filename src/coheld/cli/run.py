@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import coheld
+from coheld.backends.base import Handle
 from coheld.cli import bond, exits, relay
-from coheld.mutex import Mutex
 from coheld.owner import Owner, start_of
 
 _EPILOG = """\
@@ -136,7 +136,7 @@ def _parent_of(pid: int) -> int:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def _run(lock: Mutex, command: list[str]) -> int:
+def _run(lock: Handle, command: list[str]) -> int:
     """Run the command as the owner of the lock; returns the exit status to report."""
     child, gate = _fork(command, relay.block())
     try:

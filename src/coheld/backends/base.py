@@ -1,0 +1,254 @@
+"""What every backend gives: a Handle is an object's ``__lock__``, with all that is said and done off its fast path.
+
+A backend is a module with a scheme (``shm:``), and has
+
+    Mutex               its Handle: takes and gives back, knows owner, flags and counters
+    anonymous()         a new Mutex that others reach by fork, spawn or pickle
+    named(name)         the resource of that name, as this process finds it
+    resource(*token)    the resource that a pickled Mutex travels as
+
+A resource says how to get from a description that can travel to a place that holds the lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from .. import native, ward
+from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
+from ..owner import Owner
+from . import files, of_scheme
+
+if TYPE_CHECKING:
+    from .._native import Mutex as _Half  # what a backend's own half has to have
+else:
+    _Half = object
+
+
+class Resource(Protocol):
+    """What a Mutex locks; it says how to get from a description that can travel to a place that holds the lock."""
+
+    scheme: str
+    path: str
+
+    @property
+    def named(self) -> bool:
+        """Is it found by a name, and may be removed?"""
+
+    def attach(self) -> tuple[Any, int]:
+        """The segment, and the offset of the lock in it. Raises: as the place has to say."""
+
+    def retire(self, segment: Any) -> None:
+        """The lock that is there is marked REMOVED. Raises: IncompatibleError: if that cannot be."""
+
+    def token(self, offset: int) -> tuple[object, ...]:
+        """The description that travels."""
+
+    def label(self, offset: int) -> str:
+        """What messages call it."""
+
+
+class Handle(_Half):
+    """A robust, re-entrant lock; what an object's ``__lock__`` is.  A backend's Mutex is this and its own half, which
+    takes and gives back: ``class Mutex(Handle, native.Mutex)``.
+
+    One per resource and process: all objects of the resource share it.  Methods that begin with an underscore are
+    called by the backend's half.
+    """
+
+    __slots__ = ()
+    resource: Resource
+    segment: Any
+
+    @property
+    def label(self) -> str:
+        """The resource, as messages name it."""
+        return self.resource.label(self.offset if self.attached else 0)
+
+    def owner(self) -> Owner | None:
+        """Who holds the lock now, or None; a look without a lock, so it may be a moment old. Never blocks."""
+        depth, since, who = self._record()
+        return Owner(*who, since / 1e9, depth) if depth else None
+
+    def dead(self) -> Owner:
+        """Whose death ``__recover__`` has to look at; meant while RECOVERING is up."""
+        return Owner(*self._dead())
+
+    def recovered(self) -> None:
+        """The caller, who holds the lock, has put right what the dead owner left."""
+        self._flag(native.RECOVERING, False)
+
+    def created(self) -> None:
+        """The caller, who holds the lock, has made the resource's first state."""
+        self._flag(native.CREATED, True)
+        self.recovered()
+
+    def create(self, obj: object) -> None:
+        """Run ``__create__`` unless it has returned before, wherever; blocks while another process is in it."""
+        hook = getattr(type(obj), "__create__", None)
+        if hook is None or self.flags & native.CREATED:
+            return
+        with self:
+            if not self.flags & native.CREATED:
+                hook(obj)
+                self.created()
+
+    def entrust(self, pid: int) -> None:
+        """By the owner: the process works on its behalf. If the owner dies, nobody gets the lock before that is gone.
+
+        Raises: OSError: if it cannot be written down; nothing has changed then.
+        """
+        ward.write(self._ward(), pid)
+        self._flag(native.WARDED, True)
+
+    def reclaim(self) -> None:
+        """By the owner: nobody works on its behalf any more."""
+        ward.clear(self._ward())
+        self._flag(native.WARDED, False)
+
+    def __repr__(self) -> str:
+        if not self.attached:
+            return f"<Mutex {self.resource.scheme}: {self.label}, not attached>"
+        state = f"held by {owner}" if (owner := self.owner()) else "free"
+        return f"<Mutex {self.resource.scheme}: {self.label}, {state}>"
+
+    def __copy__(self) -> Handle:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        made: Handle = of_scheme(self.resource.scheme).anonymous()
+        return made
+
+    def __reduce__(self) -> tuple[Callable[..., Handle], tuple[object, ...]]:
+        self.shared = True
+        token = self.resource.scheme, *self.resource.token(self.offset if self.attached else 0)
+        with _handles.guard:
+            _handles.known.setdefault(token, self)
+        return handle, token
+
+    # -- called by the backend's half ----------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Attach, or attach anew where the cell was removed. Raises what the place has to say."""
+        with _handles.guard:
+            if self.attached:
+                if not self.flags & native.REMOVED:
+                    return
+                self.resource.retire(self.segment)
+            segment, offset = self.resource.attach()
+            try:
+                self.bind(segment, offset)
+            except ValueError as error:
+                raise IncompatibleError(f"{segment.path} is damaged: {error}", resource=self.label) from None
+            if self.resource.named:
+                self.watch()
+
+    def _look(self, obj: object) -> bool:
+        """By the owner, about once a second: is the name still this cell's, and has the cell its first state?  One
+        that was removed is made anew by whoever comes next, in the middle of an object's life."""
+        linked = self._linked()
+        if linked:
+            self.create(obj)
+        return linked
+
+    def _linked(self) -> bool:
+        """Does the name still lead to this cell? (Session managers remove a user's shared memory at logout.)"""
+        return files.same_file(self.segment.path, self.segment.identity)
+
+    def _owner_died(self, record: tuple[int, int, int, str]) -> None:
+        dead = Owner(*record)
+        logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, dead)
+
+    def _recover(self, obj: object) -> None:
+        """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do."""
+        cls = type(obj)
+        if obj is None or cls.__mro__[1] is native.LockableBase:
+            return
+        if hook := getattr(cls, "__recover__", None):
+            hook(obj, self.dead())
+        self.recovered()
+
+    def _ward(self) -> str:
+        if not self.resource.named:
+            self._broken()  # nobody works on behalf of who holds an anonymous lock
+        return ward.path_of(self.resource.path)
+
+    def _await_ward(self, deadline: float) -> bool:
+        """Kill whoever works on behalf of a dead owner, and wait; False: still there at that time.monotonic()."""
+        gone = ward.settle(self._ward(), deadline)
+        if gone:
+            self._flag(native.WARDED, False)
+        return gone
+
+    def _not_owner(self) -> NoReturn:
+        owner = self.owner() if self.attached else None
+        holder = f"it is held by {owner}" if owner else "nobody holds it"
+        raise NotOwnerError(
+            f"{self.label}: process {os.getpid()}, thread {threading.get_native_id()} cannot release it: {holder}",
+            resource=self.label,
+            owner=owner,
+        )
+
+    def _timed_out(self, timeout: float) -> NoReturn:
+        owner = self.owner()
+        if owner:
+            why = f"held by {owner}"
+        elif self.flags & native.WARDED:
+            why = "the command of a killed coheld run has not ended yet"
+        else:
+            why = "its holder has just changed; try again"
+        raise LockTimeout(
+            f"{self.label}: not got within {float(timeout):g} s; {why}",
+            resource=self.label,
+            owner=owner,
+            waited=float(timeout),
+        )
+
+    def _too_deep(self) -> NoReturn:
+        raise OverflowError(f"{self.label}: acquired too many times by one thread")
+
+    def _broken(self) -> NoReturn:
+        raise IncompatibleError(
+            f"{self.label}: its memory is damaged; if nobody uses it, remove {self.segment.path}", resource=self.label
+        )
+
+
+class _Handles:
+    """The handles that more than one object may come to share, by what travels in a pickle."""
+
+    def __init__(self) -> None:
+        self.known: weakref.WeakValueDictionary[tuple[object, ...], Handle] = weakref.WeakValueDictionary()
+        self.begin()
+
+    def begin(self) -> None:
+        self.guard = threading.RLock()  # a forked child must not inherit it locked
+
+
+_handles = _Handles()
+os.register_at_fork(after_in_child=_handles.begin)
+
+
+def known(token: tuple[object, ...], make: Callable[[], Handle]) -> Handle:
+    """The one handle of what the token says; made if this process has none."""
+    with _handles.guard:
+        if (mutex := _handles.known.get(token)) is None:
+            mutex = _handles.known[token] = make()
+        return mutex
+
+
+def handle(*token: Any) -> Handle:
+    """What a pickled Mutex is loaded by. Never raises: what cannot be reached raises at the first call."""
+    if mutex := _handles.known.get(token):
+        return mutex
+    scheme, *where = token
+    backend = of_scheme(scheme)
+    mutex = known(token, lambda: backend.Mutex(backend.resource(*where)))
+    with suppress(CoheldError, OSError):
+        mutex._attach()
+    return mutex

@@ -1,0 +1,68 @@
+"""The C extension, or its twin in Python where there is none.  No other module imports either of them.
+
+missing: why this process runs without the extension; None: it has it.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._native import (
+        CELL_SIZE,
+        CREATED,
+        HEADER_SIZE,
+        HELD_LIMIT,
+        LAYOUT_VERSION,
+        LIBC,
+        RECOVERING,
+        REMOVED,
+        WARDED,
+        LockableBase,
+        LockedMethod,
+        Mutex,
+        Segment,
+        generation,
+        hang,
+        hasten,
+        install,
+        lock_of,
+        peek,
+    )
+
+__all__ = [
+    "CELL_SIZE",
+    "CREATED",
+    "HEADER_SIZE",
+    "HELD_LIMIT",
+    "LAYOUT_VERSION",
+    "LIBC",
+    "RECOVERING",
+    "REMOVED",
+    "WARDED",
+    "LockableBase",
+    "LockedMethod",
+    "Mutex",
+    "Segment",
+    "generation",
+    "hang",
+    "hasten",
+    "install",
+    "lock_of",
+    "missing",
+    "peek",
+]
+
+
+def _choose() -> tuple[ModuleType, str | None]:
+    """What runs here, and why it is not the extension."""
+    from . import _native
+
+    if not _native.SUPPORTED:
+        raise ImportError("the mutex of this libc does not work as it has to")
+    return _native, None
+
+
+_here, missing = _choose()
+globals().update({name: getattr(_here, name) for name in __all__ if hasattr(_here, name)})

@@ -1,0 +1,16 @@
+"""Packages that some tests are about, and that the ordinary environment does not have."""
+
+from importlib import metadata
+
+
+def version_of(distribution: str) -> str | None:
+    """Its version; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+PYATS = version_of("pyats")
+"""Cisco's, not the distribution in compat/. Without it tests/with_pyats, and the examples that are marked so, are left
+to `.ci/run pyats`; the header of a run says which it is."""
