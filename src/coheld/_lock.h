@@ -315,7 +315,7 @@ static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
 /* Write the owner record; depth last. */
 static inline void cell_begin(Cell *c, const Label *method) {
     STORE(&c->nonce, me.nonce);
-    STORE(&c->owner.who, process.who);
+    STORE(&c->owner.who, LOAD(&process.who));
     STORE(&c->owner.tid, me.tid);
     STORE(&c->since, clock_ns(CLOCK_MONOTONIC_COARSE));
     c->owner.method = *method;

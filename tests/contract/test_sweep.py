@@ -23,7 +23,7 @@ from coheld.backends import files, shm
 from coheld.owner import start_of
 from contract import killpoints, roles, runs
 from contract.places import all_in, arenas_of, had, took
-from support import delays, procs, states
+from support import delays, effort, procs, states
 
 # ---- nothing is left after a normal run --------------------------------------------------------------------
 
@@ -494,7 +494,7 @@ def test_after_ctrl_c_at_any_step_the_next_lock_works_and_nothing_is_left_at_the
 
 # ---- races -------------------------------------------------------------------------------------------------
 
-ROUNDS = 25
+ROUNDS = effort.rounds(25)
 
 
 def make_and_end(link: procs.Link) -> None:

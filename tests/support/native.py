@@ -1,0 +1,17 @@
+"""The plain C lock as a program of its own (tests/native/drive_lock.c), built as a test wants it."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+DIRECTORY = Path(__file__).resolve().parents[1] / "native"
+SOURCES = DIRECTORY.parents[1] / "src" / "coheld"
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-unused-function"]
+
+
+def build(directory: Path, flags: Sequence[str]) -> Path:
+    """Compile it into the directory; the source tree must be there."""
+    program, source = directory / "drive_lock", DIRECTORY / "drive_lock.c"
+    command = ["cc", "-std=gnu11", "-O1", "-g", *WARNINGS, *flags, "-pthread", f"-I{SOURCES}", "-o", program, source]
+    subprocess.run(command, check=True)
+    return program
