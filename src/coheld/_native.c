@@ -330,8 +330,11 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
         if (!linked) STORE(&c->flags, LOAD(&c->flags) | REMOVED);
     }
     if (LOAD(&c->flags) & REMOVED) {
+        PyObject *left = PyLong_FromVoidPtr(c);
         cell_release(c);
-        return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
+        int attached = left ? call_hook(self, "_attach", left) : -1;
+        Py_XDECREF(left);
+        return attached < 0 ? -1 : 0;
     }
     if (LOAD(&c->flags) & RECOVERING && settle_by(self, c, "_recover", obj) < 0) goto failed;
     return 1;
@@ -496,6 +499,10 @@ static PyObject *mutex_get_offset(Mutex *self, void *Py_UNUSED(closure)) {
     return self->cell ? PyLong_FromSsize_t((char *)self->cell - self->segment->area.base) : not_attached();
 }
 
+static PyObject *mutex_get_place(Mutex *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromVoidPtr(__atomic_load_n(&self->cell, __ATOMIC_ACQUIRE));
+}
+
 static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->cell != NULL); }
 
 static PyMethodDef mutex_methods[] = {
@@ -523,6 +530,7 @@ static PyMemberDef mutex_members[] = {
 static PyGetSetDef mutex_getset[] = {
     {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED | WARDED.", NULL},
     {"offset", (getter)mutex_get_offset, NULL, "Where the cell is in its segment, bytes.", NULL},
+    {"place", (getter)mutex_get_place, NULL, "Where the cell is in this process; 0: there is none.", NULL},
     {"attached", (getter)mutex_get_attached, NULL, "Is there a cell?", NULL},
     {NULL},
 };

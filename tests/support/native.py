@@ -12,6 +12,6 @@ WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-unused-function
 def build(directory: Path, flags: Sequence[str]) -> Path:
     """Compile it into the directory; the source tree must be there."""
     program, source = directory / "drive_lock", DIRECTORY / "drive_lock.c"
-    command = ["cc", "-std=gnu11", "-O1", "-g", *WARNINGS, *flags, "-pthread", f"-I{SOURCES}", "-o", program, source]
-    subprocess.run(command, check=True)
+    options = ["-std=gnu11", "-O1", "-g", *WARNINGS, *flags, "-pthread", f"-I{SOURCES}"]
+    subprocess.run(["cc", *options, "-o", program, source], check=True)
     return program
