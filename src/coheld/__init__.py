@@ -5,15 +5,20 @@
     ward.py        a process that works on behalf of an owner, and is waited for if that is killed
     _lock.h        the robust mutex, in plain C, with its states
     _segment.h     mapped files of cells, in plain C
-    _native.c      the Python types over it, and the fast path of a locked call
+    _state.h       shared state in plain words: its states, its cache, the commit
+    _native.c      the Python types over them, and the fast path of a locked call; _field.h, _locked.h, _shared.h: parts
+                   of it, for shared fields, locked methods, guards
     native.py      the extension, as all others import it
+    waiting.py     waiting until something holds: one generator of steps, and who serves it
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
-                   said and done off the fast path; files.py the directory, shm.py shared memory
+                   said and done off the fast path; monitor.py guards and atomic calls; files.py the directory, shm.py
+                   shared memory
+    state/         shared(): fields, their encoding, files, growth; snapshot
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     inspecting.py  holder and statistics
     pyats.py       pyATS's own connections get this lock: adopt
-    cli/           the command: run, rm, demo
+    cli/           the command: run, rm, show, demo
 
 Each imports only what stands above it.
 """
@@ -22,32 +27,42 @@ from ._version import __version__
 from .errors import (
     BackendError,
     CoheldError,
+    DeadlockError,
     IncompatibleError,
     InsecureError,
     LockTimeout,
     NotInitializedError,
+    NotLockedError,
     NotOwnerError,
+    StateError,
     TooManyLocksError,
 )
 from .inspecting import Statistics, holder, statistics
-from .lockable import Lockable
+from .lockable import Lockable, wait_for
 from .owner import Owner
+from .state import shared, snapshot
 
 __all__ = [
     "BackendError",
     "CoheldError",
+    "DeadlockError",
     "IncompatibleError",
     "InsecureError",
     "LockTimeout",
     "Lockable",
     "NotInitializedError",
+    "NotLockedError",
     "NotOwnerError",
     "Owner",
+    "StateError",
     "Statistics",
     "TooManyLocksError",
     "__version__",
     "holder",
+    "shared",
+    "snapshot",
     "statistics",
+    "wait_for",
 ]
 
 for _name in __all__:

@@ -157,6 +157,13 @@ static void area_give_back(Area *a, const Cell *c) {
     pthread_mutex_unlock(&a->guard);
 }
 
+/* By the owner: this cell is not what its name means any more.  A new number for the same state: who only reads, and looks
+ * at nothing else, looks again. */
+static void cell_retire(Cell *c) {
+    STORE(&c->flags, LOAD(&c->flags) | REMOVED);
+    __atomic_store_n(&c->version, c->version + 2, __ATOMIC_RELEASE);
+}
+
 /* A cell of before the last boot, in a file that nobody else uses meanwhile: who held it then is dead. */
 static void cell_revive(Cell *c) {
     if (word_load(c)) __atomic_store_n(word_of(c), FUTEX_OWNER_DIED, __ATOMIC_SEQ_CST);

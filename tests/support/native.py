@@ -11,7 +11,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-unused-function
 
 def build(directory: Path, flags: Sequence[str]) -> Path:
     """Compile it into the directory; the source tree must be there."""
-    program, source = directory / "drive_lock", DIRECTORY / "drive_lock.c"
+    program = directory / "drive_lock"
     options = ["-std=gnu11", "-O1", "-g", *WARNINGS, *flags, "-pthread", f"-I{SOURCES}"]
-    subprocess.run(["cc", *options, "-o", program, source], check=True)
+    subprocess.run(["cc", *options, "-o", program, DIRECTORY / "drive_lock.c"], check=True)
     return program

@@ -24,6 +24,7 @@ from .. import native, ward
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from . import files, of_scheme
+from .monitor import Monitor
 
 if TYPE_CHECKING:
     from .._native import Mutex as _Half  # what a backend's own half has to have
@@ -54,7 +55,7 @@ class Resource(Protocol):
         """What messages call it."""
 
 
-class Handle(_Half):
+class Handle(Monitor, _Half):
     """A robust, re-entrant lock; what an object's ``__lock__`` is.  A backend's Mutex is this and its own half, which
     takes and gives back: ``class Mutex(Handle, native.Mutex)``.
 
@@ -92,11 +93,11 @@ class Handle(_Half):
     def create(self, obj: object) -> None:
         """Run ``__create__`` unless it has returned before, wherever; blocks while another process is in it."""
         hook = getattr(type(obj), "__create__", None)
-        if hook is None or self.flags & native.CREATED:
+        if hook is None or self._is_created():
             return
         with self:
-            if not self.flags & native.CREATED:
-                hook(obj)
+            if not self._is_created():
+                self._run_creation(hook, obj)
                 self.created()
 
     def entrust(self, pid: int) -> None:
@@ -123,6 +124,8 @@ class Handle(_Half):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         made: Handle = of_scheme(self.resource.scheme).anonymous()
+        if self.view is not None:
+            self.view._copy_to(made)
         return made
 
     def __reduce__(self) -> tuple[Callable[..., Handle], tuple[object, ...]]:

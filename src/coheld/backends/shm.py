@@ -128,6 +128,10 @@ class Named:
     def attach(self) -> tuple[Segment, int]:
         return _open_named(self.path, self.name), files.NAMED_CELL
 
+    def find(self) -> tuple[Segment, int]:
+        """The same, and nothing is made. Raises: FileNotFoundError: if there is none."""
+        return _map_named(self.path, self.name), files.NAMED_CELL
+
     def retire(self, segment: Segment) -> None:
         """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
         unlink_named(segment)
@@ -329,7 +333,7 @@ def unlink_named(segment: Segment) -> None:
     """Take the name off a lock that is marked REMOVED; nothing happens if it has none."""
     with suppress(FileNotFoundError), files.directory_locked(os.path.dirname(segment.path)):
         if files.same_file(segment.path, segment.identity):
-            os.unlink(segment.path)
+            files.unlink_whole(segment.path)
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
     run         coheld run: a command under a named lock
     relay       how a runner passes signals on, and its command's end back
     rm          coheld rm
+    show        coheld show: the shared state of a named resource
     demo        coheld demo: workers, kills, and the book-keeping that must come out exact
     testbed     what the workers of the demo share, and what they do with it
     display     the demo on a screen: rich tables, or plain lines
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from coheld._version import __version__
-from coheld.cli import demo, exits, rm, run
+from coheld.cli import demo, exits, rm, run, show
 from coheld.errors import CoheldError, LockTimeout
 
 
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="coheld", description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, rm, demo):
+    for module in (run, rm, show, demo):
         module.add_parser(commands)
     return parser
 

@@ -1,0 +1,271 @@
+"""Inside of the lock: own changes, in-place changes, one commit, atomic."""
+
+import threading
+from typing import Any
+
+import pytest
+
+import coheld
+from coheld import Lockable, shared
+from state.things import Shelf
+from support import procs
+
+
+def word(obj: Lockable) -> int:
+    """The number of the last commit."""
+    return obj.__lock__.version & ((1 << 48) - 1)
+
+
+def test_own_changes_are_seen_and_are_committed_once() -> None:
+    shelf = Shelf()
+    with shelf:
+        shelf.put("a")
+        shelf.put("b")
+        assert shelf.items == ["a", "b"] and shelf.count == 2
+        assert word(shelf) == 0
+    assert word(shelf) == 1
+    assert shelf.items == ["a", "b"] and shelf.count == 2
+
+
+def test_changes_deep_inside_are_kept() -> None:
+    shelf = Shelf()
+    with shelf:
+        shelf.index["x"] = [1]
+    with shelf:
+        shelf.index["x"].append(2)
+        shelf.marks |= {"m"}
+    assert shelf.index == {"x": [1, 2]} and shelf.marks == {"m"}
+
+
+def test_nothing_changed_nothing_committed() -> None:
+    shelf = Shelf()
+    with shelf:
+        _ = shelf.count, shelf.items, shelf.marks
+    assert word(shelf) == 0
+    shelf.put("a")
+    before = word(shelf)
+    with shelf:
+        _ = shelf.items, shelf.index, shelf.marks, shelf.count
+        shelf.count = shelf.count
+        shelf.items.append("b")
+        shelf.items.pop()
+        shelf.items = ["a"]
+        shelf.label = ""
+    assert word(shelf) == before
+
+
+def test_a_set_that_was_only_looked_at_is_no_change_in_another_process() -> None:
+    """Its encoding has another order there: hashes of strings differ."""
+    shelf = Shelf(lock_name="shelf")
+    with shelf:
+        shelf.marks = {f"mark {n}" for n in range(50)}
+    before = word(shelf)
+    look = """
+import sys; sys.path.insert(0, "tests")
+from state.things import Shelf
+shelf = Shelf(lock_name="shelf")
+with shelf:
+    print(len(shelf.marks))
+with shelf:
+    print(len(shelf.marks))
+"""
+    assert procs.run(look, env={**__import__("os").environ, "PYTHONHASHSEED": "77"}).split() == ["50", "50"]
+    assert word(shelf) == before
+
+
+def test_containers_are_detached_at_the_release() -> None:
+    shelf = Shelf()
+    mine = ["a"]
+    with shelf:
+        shelf.items = mine
+        mine.append("b")
+        shelf.index["x"] = inner = [1]
+    mine.append("c")
+    inner.append(2)
+    with shelf:
+        assert shelf.items == ["a", "b"] and shelf.index == {"x": [1]}
+        kept = shelf.items
+    kept.append("lost")
+    with shelf:
+        assert shelf.items == ["a", "b"]
+    assert shelf.items == ["a", "b"]
+
+
+def test_an_exception_keeps_what_was_changed() -> None:
+    shelf = Shelf()
+    with pytest.raises(KeyError):
+        shelf.fail("a")
+    assert shelf.items == ["a"] and shelf.count == 1
+
+
+def test_two_objects_of_one_resource_have_one_state() -> None:
+    one, other = Shelf(lock_name="shelf"), Shelf(lock_name="shelf")
+    with one:
+        one.put("a")
+        other.put("b")
+        assert one.items == other.items == ["a", "b"]
+    assert other.items == ["a", "b"]
+
+
+def test_threads_have_one_state() -> None:
+    shelf = Shelf()
+
+    def put_many() -> None:
+        for _ in range(500):
+            shelf.put("a")
+
+    threads = [threading.Thread(target=put_many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shelf.count == len(shelf.items) == 2000
+
+
+def test_what_a_thread_did_not_commit_before_it_ended_is_gone() -> None:
+    shelf = Shelf()
+    shelf.put("a")
+
+    def end_inside() -> None:
+        shelf.acquire()
+        shelf.put("lost")
+        shelf.index["lost"] = [1]
+
+    thread = threading.Thread(target=end_inside)
+    thread.start()
+    thread.join()
+    assert shelf.items == ["a"]
+    with shelf:
+        assert shelf.items == ["a"] and shelf.count == 1 and shelf.index == {}
+    assert shelf.items == ["a"] and shelf.index == {}
+
+
+def test_an_end_that_another_process_has_dealt_with() -> None:
+    """Then this process's next owner is not told of the death, and must still not find the dead thread's changes."""
+    shelf = Shelf(lock_name="shelf")
+    shelf.put("a")
+
+    def end_inside() -> None:
+        shelf.acquire()
+        shelf.put("lost")
+
+    thread = threading.Thread(target=end_inside)
+    thread.start()
+    thread.join()
+    program = "from state.things import Shelf\nwith Shelf(lock_name='shelf') as shelf: print(shelf.items)"
+    assert procs.run("import sys; sys.path.insert(0, 'tests')\n" + program, stderr=-3).strip() == "['a']"
+    with shelf:
+        assert shelf.items == ["a"] and shelf.count == 1
+    assert shelf.items == ["a"]
+
+
+# ---- atomic ----------------------------------------------------------------------------------------------------------
+
+
+def test_atomic_undoes() -> None:
+    shelf = Shelf()
+    shelf.put("a")
+    before = coheld.snapshot(shelf), word(shelf)
+    with pytest.raises(KeyError):
+        shelf.put_or_nothing("b")
+    assert (coheld.snapshot(shelf), word(shelf)) == before
+    shelf.put_or_nothing("b", fail=False)
+    assert shelf.items == ["a", "b"] and shelf.index == {"b": [1]} and shelf.marks == {"b"}
+
+
+def test_atomic_in_a_call_undoes_its_own_changes_only() -> None:
+    shelf = Shelf()
+    shelf.put("a")
+    with shelf:
+        shelf.put("b")
+        shelf.index["b"] = [7]
+        items, inner = shelf.items, shelf.index["b"]
+        with pytest.raises(KeyError):
+            shelf.put_or_nothing("b")
+        assert shelf.items == ["a", "b"] and shelf.count == 2 and shelf.index == {"b": [7]} and shelf.marks == set()
+        items.append("c")  # the caller's list is still the shared one
+        assert inner == [7, 1] or inner == [7]
+    assert shelf.items == ["a", "b", "c"] and shelf.count == 2 and shelf.index == {"b": [7]} and shelf.marks == set()
+
+
+def test_atomic_in_atomic() -> None:
+    class Nested(Shelf):
+        @Lockable.locked(atomic=True)
+        def outer(self, fail: bool) -> None:
+            self.put("outer")
+            with pytest.raises(KeyError):
+                self.put_or_nothing("inner")
+            assert self.items == ["outer"]
+            if fail:
+                raise ValueError("outer")
+
+    shelf = Nested()
+    with pytest.raises(ValueError, match="outer"):
+        shelf.outer(True)
+    assert shelf.items == [] and shelf.count == 0
+    shelf.outer(False)
+    assert shelf.items == ["outer"] and shelf.count == 1
+
+
+class Part(Lockable):
+    """Values that are no builtin containers."""
+
+    from dataclasses import dataclass
+
+    @dataclass
+    class Place:
+        x: int
+        tags: list[str]
+
+    place: Place = shared(default_factory=lambda: Part.Place(0, []))
+
+    @Lockable.locked(atomic=True)
+    def move(self) -> None:
+        self.place.x = 5
+        self.place.tags.append("moved")
+        raise KeyError
+
+
+def test_atomic_restores_objects() -> None:
+    part = Part()
+    with part:
+        part.place.x = 1
+        place = part.place
+        with pytest.raises(KeyError):
+            part.move()
+        assert part.place is place and place == Part.Place(1, [])
+        place.x += 1
+    assert part.place == Part.Place(2, [])
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_inside_has_own_changes_and_is_detached() -> None:
+    shelf = Shelf()
+    with shelf:
+        shelf.put("a")
+        taken: Any = coheld.snapshot(shelf)
+        shelf.put("b")
+    assert taken.items == ["a"] and taken.count == 1
+
+
+def test_two_classes_of_one_resource() -> None:
+    class Twin(Lockable):
+        count: int = shared(0)
+        label: str = shared("")
+        items: list[str] = shared(default_factory=list)
+        index: dict[str, list[int]] = shared(default_factory=dict)
+        marks: set[str] = shared(default_factory=set)
+
+    shelf, twin = Shelf(lock_name="shelf"), Twin(lock_name="shelf")
+    for n in range(1, 5):
+        shelf.put("a")
+        assert twin.count == n * 2 - 1
+        with twin:
+            twin.count += 1
+        assert shelf.count == n * 2
+    with pytest.raises(coheld.IncompatibleError, match="one class"), shelf:
+        shelf.count += 1
+        twin.count += 1
+    assert len(shelf.__lock__.view.siblings) == 2
