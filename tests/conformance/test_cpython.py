@@ -1,7 +1,7 @@
 """CPython's own tests of recursive locks, run against a Lockable: a definition of behaviour that others wrote.
 
-They come with the running Python, in its package `test`. Where that is missing, collecting this file fails, and says so.
-COHELD_BACKEND chooses the backend, as everywhere.
+They come with the running Python, in its package `test`. Where that is missing, collecting this file fails, and says
+so. COHELD_BACKEND chooses the backend, as everywhere.
 """
 
 import functools
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from coheld import Lockable
 from support import delays
 
