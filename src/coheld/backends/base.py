@@ -135,14 +135,23 @@ class Handle(Monitor, _Half):
             _handles.known.setdefault(token, self)
         return handle, token
 
+    def attach(self) -> None:
+        """Attach, or attach anew where the name has been taken off. Raises what the place has to say."""
+        if not self.attached or (self.flags & native.REMOVED and not self._linked()):
+            self._attach()
+
     # -- called by the backend's half ----------------------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        """Attach, or attach anew where the cell was removed. Raises what the place has to say."""
+    def _attach(self, left: int | None = None) -> None:
+        """Attach, or attach anew where the cell was removed. Raises what the place has to say.
+
+        Anew only by one who held the cell, saw there that it is removed, and left it (left: its place): whoever looks
+        without the lock may see the mark of a remover that takes it back, as it cannot take the name off.
+        """
         with _handles.guard:
             if self.attached:
-                if not self.flags & native.REMOVED:
-                    return
+                if left not in (None, self.place) or not self.flags & native.REMOVED:
+                    return  # another thread has attached it anew
                 self.resource.retire(self.segment)
             segment, offset = self.resource.attach()
             try:
@@ -253,5 +262,5 @@ def handle(*token: Any) -> Handle:
     backend = of_scheme(scheme)
     mutex = known(token, lambda: backend.Mutex(backend.resource(*where)))
     with suppress(CoheldError, OSError):
-        mutex._attach()
+        mutex.attach()
     return mutex

@@ -361,14 +361,24 @@ def _leave() -> None:
         return
     with suppress(OSError):
         _process.signed_off = files.sign_off()
-        segments = list(_process.segments.values())
+        segments = _own_segments()
         for segment in segments:
             segment.close()
         _process.arena = None
         used = {segment.path for segment in segments}
-        for directory in _process.directories:
+        for directory in _process.directories.copy():
             with suppress(OSError):
                 files.leave(directory, used, _process.shared)
+
+
+def _own_segments() -> list[Segment]:
+    """All that are mapped, though other threads may still map more; one that keeps the guard is not waited for long."""
+    got = _process.guard.acquire(timeout=1)
+    try:
+        return list(_process.segments.values())
+    finally:
+        if got:
+            _process.guard.release()
 
 
 def _goes_on(thread: threading.Thread) -> bool:
