@@ -23,6 +23,7 @@ watchdog_key = pytest.StashKey[Watchdog]()
 
 def pytest_configure(config: pytest.Config) -> None:
     hygiene.adopt_orphans()
+    hygiene.stop_ignoring_signals()
     config.stash[watchdog_key] = Watchdog()
 
 
