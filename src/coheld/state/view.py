@@ -226,12 +226,24 @@ class View(native.View):
         stamp = store.number_of(word)
         fields = [self._field_for(index, stamp, changed.get(index)) for index in range(len(self.schema.specs))]
         self._check_size([raw for _, raw in fields])
-        state = store.made(self.resource, self.identity, self.offset, word, self.schema.record, fields)
+        former = self._former_heap(store.generation_of(word))
+        state = store.made(self.resource, self.identity, self.offset, word, self.schema.record, fields, former)
         self._flip(word)
         self.files = {state.head.generation: state}
         self.inside_file = state
         self._map_for(outside=False, state=state)
         store.remove(self.resource, self.offset, state.head.generation - 1)
+
+    def _former_heap(self, generation: int) -> int:
+        """Of the file that is left. Raises: StateError: if there cannot be another."""
+        if generation > store.GENERATIONS:
+            raise StateError(
+                f"the state of {self.label} was moved to a larger file {store.GENERATIONS:,} times, which is all that can "
+                "be counted: remove the resource and make it anew",
+                resource=self.label,
+            )
+        state = self._file_inside()
+        return state.head.size - state.head.heap if state else 0
 
     def _field_for(self, index: int, stamp: int, raw: bytes | None) -> tuple[int, bytes]:
         if raw is not None:
