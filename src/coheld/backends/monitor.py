@@ -49,6 +49,7 @@ class Monitor(_Half):
         if self.pending:
             try:
                 self.view._commit(made=True)
+                self._commit()  # what a signal's handler has changed meanwhile
             finally:
                 self._discard()  # nothing, where that has not raised
 
@@ -89,7 +90,7 @@ class Monitor(_Half):
         """Before the lock is given up, what was changed so far becomes visible: whoever is waited for needs it."""
         value = self._look_at(predicate)
         if not value and self.pending:
-            if self.atomic and self.view._changed():
+            if self.atomic and self.view._has_changed():
                 raise DeadlockError(
                     f"{self.label}: wait_for inside of an atomic call that has changed something: others would see "
                     "what may have to be undone",
