@@ -300,6 +300,22 @@ def test_a_handler_that_takes_back_what_is_being_committed(monkeypatch: pytest.M
             assert shelf.items == ["first"]
 
 
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_signal_where_an_atomic_call_ends(monkeypatch: pytest.MonkeyPatch, fail: bool) -> None:
+    """The call has raised, so nothing of it is there; and what comes next is not taken for a part of it."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    shelf = Shelf()
+    with handled(interrupt), shelf:
+        interrupted(monkeypatch, type(shelf.__lock__), "_leave_atomic", after=False)
+        with pytest.raises(InterruptedError):
+            shelf.put_or_nothing("a", fail)
+        assert shelf.__lock__.atomic == 0
+    assert shelf.items == [] and shelf.index == {} and shelf.__lock__.version == 0
+
+
 class handled:  # noqa: N801
     """With this handler of SIGUSR1."""
 

@@ -72,11 +72,15 @@ class Monitor(_Half):
     def wait_for(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> T:
         """See coheld.wait_for."""
         deadline = waiting.FOREVER if timeout is None else monotonic() + max(timeout, 0)
+        atomic = self.atomic  # how deep this thread is: others begin at 0 meanwhile, and so does who takes the lock back
         steps = waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True)
         try:
             return waiting.run(steps, self)
         except waiting.NotSo:
             raise self._not_so("what was waited for did not come", timeout or 0) from None
+        finally:
+            if self._mine():
+                self.atomic = atomic
 
     def _look_at(self, predicate: Callable[..., T], *args: object) -> T:
         before = self.guarding
