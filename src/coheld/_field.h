@@ -100,35 +100,41 @@ static PyObject *view_py_flip(View *self, PyObject *word) {
     Py_RETURN_NONE;
 }
 
-/* _marked() -> [(index, mark, value)] */
-static PyObject *view_py_marked(View *self, PyObject *Py_UNUSED(ignored)) {
+/* _marked(storing) -> [(index, mark, value)]; storing: for a commit, which then says _keep or _drop. */
+static PyObject *view_py_marked(View *self, PyObject *storing) {
+    unsigned char more = storing == Py_True ? STORING : 0;
     PyObject *list = PyList_New(0);
     for (Py_ssize_t i = 0; list && i < self->count; i++) {
         if (!self->marks[i]) continue;
-        PyObject *one = Py_BuildValue("niO", i, (int)self->marks[i], self->inside[i].value);
+        PyObject *one = Py_BuildValue("niO", i, self->marks[i] & ~STORING, self->inside[i].value);
+        self->marks[i] |= more;
         if (!one || PyList_Append(list, one)) Py_CLEAR(list);
         Py_XDECREF(one);
     }
     return list;
 }
 
-/* _keep(index, value, stamp): clean from now on. */
+/* _keep(index, value, stamp) -> bool: clean from now on, unless it was touched since the commit looked at it. */
 static PyObject *view_py_keep(View *self, PyObject *args) {
     Py_ssize_t i;
     PyObject *value;
     unsigned long long stamp;
     if (parse_index(self, args, "nOK:_keep", &i, &value, &stamp, NULL)) return NULL;
-    view_forget(self, i);
+    if (!(self->marks[i] & STORING)) Py_RETURN_FALSE;
+    PyObject *old = self->inside[i].value;
+    self->marks[i] = CLEAN;
     self->inside[i].value = Py_NewRef(value);
     self->inside[i].stamp = stamp;
-    Py_RETURN_NONE;
+    Py_XDECREF(old); /* last: its __del__ may come back here */
+    Py_RETURN_TRUE;
 }
 
-/* _drop(index): clean, and to be loaded when it is wanted. */
+/* _drop(index, always): clean, and to be loaded when it is wanted; not always: as _keep. */
 static PyObject *view_py_drop(View *self, PyObject *args) {
     Py_ssize_t i;
-    if (parse_index(self, args, "n:_drop", &i, NULL, NULL, NULL)) return NULL;
-    view_forget(self, i);
+    PyObject *always;
+    if (parse_index(self, args, "nO:_drop", &i, &always, NULL, NULL)) return NULL;
+    if (always == Py_True || self->marks[i] & STORING) view_forget(self, i);
     Py_RETURN_NONE;
 }
 
@@ -148,15 +154,15 @@ static PyObject *view_py_peek(View *self, PyObject *args) {
 /* _publish(index, value, stamp, word): what a reader found. */
 static PyObject *view_py_publish(View *self, PyObject *args) {
     Py_ssize_t i;
-    PyObject *value;
+    PyObject *value, *old;
     unsigned long long stamp, word;
     if (parse_index(self, args, "nOKK:_publish", &i, &value, &stamp, &word)) return NULL;
     Py_BEGIN_CRITICAL_SECTION(self);
     Seen *f = &self->outside[i];
-    Py_XSETREF(f->value, Py_NewRef(value));
-    f->stamp = stamp;
-    f->word = word;
+    old = f->value;
+    *f = (Seen){Py_NewRef(value), stamp, word};
     Py_END_CRITICAL_SECTION();
+    Py_XDECREF(old); /* last: in its __del__ another thread may publish what is older, and must not get these words */
     Py_RETURN_NONE;
 }
 
@@ -199,9 +205,9 @@ static PyMethodDef view_methods[] = {
     {"_word", (PyCFunction)view_py_word, METH_NOARGS, "_word(): the word; what was read before is not younger."},
     {"_begin", (PyCFunction)view_py_begin, METH_NOARGS, "_begin() -> word: what is not live may be overwritten now."},
     {"_flip", (PyCFunction)view_py_flip, METH_O, "_flip(word): the commit; by the owner."},
-    {"_marked", (PyCFunction)view_py_marked, METH_NOARGS, "_marked() -> [(index, mark, value)]."},
-    {"_keep", (PyCFunction)view_py_keep, METH_VARARGS, "_keep(index, value, stamp): clean from now on."},
-    {"_drop", (PyCFunction)view_py_drop, METH_VARARGS, "_drop(index): clean, and to be loaded when it is wanted."},
+    {"_marked", (PyCFunction)view_py_marked, METH_O, "_marked(storing) -> [(index, mark, value)]."},
+    {"_keep", (PyCFunction)view_py_keep, METH_VARARGS, "_keep(index, value, stamp) -> is it clean now?"},
+    {"_drop", (PyCFunction)view_py_drop, METH_VARARGS, "_drop(index, always): clean, and to be loaded."},
     {"_discard", (PyCFunction)view_py_discard, METH_NOARGS, "_discard(): what was not committed never was."},
     {"_peek", (PyCFunction)view_py_peek, METH_VARARGS, "_peek(index): the owner's value, not handed out."},
     {"_publish", (PyCFunction)view_py_publish, METH_VARARGS, "_publish(index, value, stamp, word): for readers."},

@@ -21,6 +21,21 @@ typedef struct {
     Label label;
 } LockedMethod;
 
+/* An exception (of a signal's handler) has come where an atomic call was about to begin, or to be undone: undone too much
+ * is better than half of it committed. */
+static void break_atomic(State *state, PyObject *lock, int level) {
+    if (!PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base) || !still_mine(((Mutex *)lock)->cell)) return;
+    ((Mutex *)lock)->atomic = level;
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    if (((Mutex *)lock)->pending) mutex_discard((Mutex *)lock);
+    PyErr_Restore(type, error, trace);
+}
+
+static int atomic_level(State *state, PyObject *lock) {
+    return PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base) ? ((Mutex *)lock)->atomic : 0;
+}
+
 /* The call, with a guard or atomic; the lock is held. */
 static PyObject *careful_call(LockedMethod *self, PyObject *lock, uint64_t begun, PyObject *const *args, size_t nargsf,
                               PyObject *kwnames) {
@@ -32,12 +47,19 @@ static PyObject *careful_call(LockedMethod *self, PyObject *lock, uint64_t begun
         if (!done) return NULL;
     }
     if (!self->atomic) return PyObject_Vectorcall(self->func, args, nargsf, kwnames);
-    if (!(saved = PyObject_CallMethod(lock, "_enter_atomic", NULL))) return NULL;
+    int level = atomic_level(self->state, lock);
+    if (!(saved = PyObject_CallMethod(lock, "_enter_atomic", NULL))) {
+        break_atomic(self->state, lock, level);
+        return NULL;
+    }
     result = PyObject_Vectorcall(self->func, args, nargsf, kwnames);
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
     done = PyObject_CallMethod(lock, "_leave_atomic", "OO", saved, result ? Py_True : Py_False);
-    if (!done) Py_CLEAR(result);
+    if (!done) {
+        Py_CLEAR(result);
+        break_atomic(self->state, lock, level);
+    }
     restore_before(type, error, trace);
     Py_XDECREF(done);
     Py_DECREF(saved);

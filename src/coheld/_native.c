@@ -453,9 +453,8 @@ static int __attribute__((noinline)) mutex_commit(Mutex *self) {
     int rc = 0;
     PyErr_Fetch(&type, &error, &trace);
     while (self->pending && !rc) { /* again, if a signal's handler has changed more meanwhile */
-        View *view = self->pending;
-        self->pending = NULL;
-        rc = view_commit(view);
+        rc = view_commit(self->pending);
+        if (self->pending && (rc || !view_marked(self->pending))) self->pending = NULL; /* before: a child forks with it */
     }
     restore_before(type, error, trace);
     return rc;

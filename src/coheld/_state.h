@@ -172,7 +172,9 @@ static PyObject *decode_short(const Entry *e, int kinds) {
 
 /* ==== 3. View: what this process knows of one resource's state ==== */
 
-enum { CLEAN, HANDED, ASSIGNED };
+/* What the owner may have changed.  STORING is beside one of the others: a commit has looked at the value, and the field
+ * becomes clean if nobody (a signal's handler, a __del__) asks for it or assigns it before the commit is done. */
+enum { CLEAN, HANDED, ASSIGNED, STORING = 4 };
 
 typedef struct {
     PyObject *value;
@@ -210,6 +212,12 @@ static void view_forget(View *v, Py_ssize_t i) {
 static void view_discard(View *v) {
     for (Py_ssize_t i = 0; i < v->count; i++)
         if (v->marks[i]) view_forget(v, i);
+}
+
+static int view_marked(const View *v) {
+    for (Py_ssize_t i = 0; i < v->count; i++)
+        if (v->marks[i]) return 1;
+    return 0;
 }
 
 static int hook_of(View *v, const char *name, const char *format, ...) {
@@ -260,7 +268,7 @@ static inline PyObject *view_inside(View *v, Py_ssize_t i, int *changes) {
     if (UNLIKELY(view_refresh(v))) return NULL;
     if (UNLIKELY(!v->inside[i].value) && view_load(v, i)) return NULL;
     *changes = v->kinds[i] & MUTABLE;
-    if (*changes && !v->marks[i]) v->marks[i] = HANDED;
+    if (*changes) v->marks[i] = v->marks[i] & ASSIGNED ? ASSIGNED : HANDED;
     return v->inside[i].value;
 }
 
@@ -283,7 +291,7 @@ static int commit_short(View *v) {
     for (Py_ssize_t i = 0; i < v->count; i++) {
         Entry e = {.stamp = NUMBER(next)};
         if (!v->marks[i]) continue;
-        if (v->marks[i] == HANDED || !encode_short(v->inside[i].value, &e)) return 0;
+        if (v->marks[i] & HANDED || !encode_short(v->inside[i].value, &e)) return 0;
         if (e.length == live[i].length && !memcmp(e.data, live[i].data, e.length)) continue;
         spare[i] = e;
         changed = 1;

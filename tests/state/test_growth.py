@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import struct
 import subprocess
 from collections.abc import Callable
@@ -117,6 +118,46 @@ def test_a_full_file_system_keeps_the_last_commit(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     big.fill(100_000)
     check(big)
+
+
+class Log(Lockable):
+    lines: list[int] = shared(default_factory=list)
+    other: bytes = shared(b"")
+
+    @Lockable.locked
+    def add(self) -> None:
+        self.lines.append(70_000)
+
+
+def test_a_list_that_grows_does_not_need_a_new_file_each_time() -> None:
+    """There can be 32,767 files, one after the other: less than a log has lines."""
+    log = Log()
+    with log:
+        log.lines = [70_000] * 2000
+    for _ in range(300):
+        log.add()
+    assert store.generation_of(log.__lock__.version) < 4
+
+
+def test_a_state_that_grows_and_shrinks_comes_to_rest(rng: random.Random) -> None:
+    log = Log()
+    for _ in range(400):
+        with log:
+            log.lines, log.other = [70_000] * rng.randrange(4000), b"x" * rng.randrange(30_000)
+    assert store.generation_of(log.__lock__.version) < 20
+
+
+def test_the_last_file_that_can_be_counted(monkeypatch: pytest.MonkeyPatch, coheld_dir: Path) -> None:
+    big = Big(lock_name="big")
+    big.fill(10)
+    big.fill(10_000)
+    monkeypatch.setattr(store, "GENERATIONS", 2)
+    with pytest.raises(StateError, match="larger file"):
+        big.fill(1_000_000)
+    assert coheld.holder(big) is None and check(big) == 10_000
+    assert len(list(coheld_dir.glob("name-big~*"))) == 1
+    big.fill(9_000)
+    assert check(big) == 9_000
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -326,6 +326,78 @@ def test_atomic_after_a_wait_undoes_what_came_after_it() -> None:
     assert both.items == ["a0"]
 
 
+class Waiting(Shelf):
+    @Lockable.locked(atomic=True)
+    def wait_and_wait(self) -> None:
+        coheld.wait_for(self, lambda: self.items, timeout=delays.LONG)
+        self.label = "between"
+        coheld.wait_for(self, lambda: self.count > 5, timeout=delays.SHORT)
+
+    @Lockable.locked(atomic=True)
+    def wait(self) -> None:
+        coheld.wait_for(self, lambda: self.items, timeout=delays.LONG)
+
+
+def test_a_call_is_still_atomic_after_a_wait() -> None:
+    waiting = Waiting()
+    with procs.start(put_some, waiting, "a", 1) as putter:
+        with pytest.raises(DeadlockError, match="atomic"):
+            waiting.wait_and_wait()
+        putter.end()
+    assert waiting.label == "" and waiting.items == ["a0"]
+
+
+def test_a_call_is_not_atomic_any_more_after_one_that_waited() -> None:
+    waiting = Waiting()
+    with procs.start(put_some, waiting, "a", 1) as putter, waiting:
+        waiting.wait()
+        waiting.label = "after"
+        with pytest.raises(LockTimeout):
+            coheld.wait_for(waiting, lambda: False, timeout=0)
+        putter.end()
+    assert waiting.label == "after"
+
+
+# ---- __recover__ -----------------------------------------------------------------------------------------------------
+
+
+class Recovered(Shelf):
+    def __recover__(self, dead: coheld.Owner) -> None:
+        self.label += f"{dead.pid} "
+
+    @Lockable.locked
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(link: procs.Link, shelf: Recovered) -> None:
+    shelf.die()
+
+
+def test_what_a_recovery_changes_is_there_though_a_guard_is_false_then() -> None:
+    shelf = Recovered()
+    with procs.start(die, shelf) as victim:
+        victim.end(-signal.SIGKILL)
+    with procs.start(take_some, shelf, 1) as taker:
+        taker.expect("taking")
+        taker.wait_until_blocked()
+        assert shelf.label == f"{victim.pid} "
+        shelf.put("a")
+        assert taker.result() == ["a"]
+    assert shelf.label == f"{victim.pid} "
+
+
+def test_what_a_recovery_changes_is_there_though_the_body_dies_then() -> None:
+    shelf = Recovered()
+    dead = []
+    for _ in range(3):
+        with procs.start(die, shelf) as victim:
+            victim.end(-signal.SIGKILL)
+        dead.append(str(victim.pid))
+    with shelf:
+        assert shelf.label.split() == dead
+
+
 # ---- __create__ ------------------------------------------------------------------------------------------------------
 
 

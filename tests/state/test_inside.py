@@ -1,12 +1,16 @@
 """Inside of the lock: own changes, in-place changes, one commit, atomic."""
 
+import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import coheld
 from coheld import Lockable, shared
+from coheld.state import store, view
+from coheld.state.schema import Spec
 from state.things import Shelf
 from support import procs
 
@@ -236,6 +240,93 @@ def test_atomic_restores_objects() -> None:
         assert part.place is place and place == Part.Place(1, [])
         place.x += 1
     assert part.place == Part.Place(2, [])
+
+
+# ---- in the middle of a commit ---------------------------------------------------------------------------------------
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, cls: type, name: str, after: bool) -> None:
+    """A signal comes in the first call of that method."""
+    method = getattr(cls, name)
+
+    def wrapped(*args: Any) -> Any:
+        monkeypatch.setattr(cls, name, method)
+        if not after:
+            signal.raise_signal(signal.SIGUSR1)
+        result = method(*args)
+        if after:
+            signal.raise_signal(signal.SIGUSR1)
+        return result
+
+    monkeypatch.setattr(cls, name, wrapped)
+
+
+STEPS = [(Spec, "encode"), (store.StateFile, "put_entries"), (view.View, "_write"), (view.View, "_settle")]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("cls", "name"), STEPS)
+def test_what_a_handler_changes_in_the_middle_of_a_commit_is_kept(
+    monkeypatch: pytest.MonkeyPatch, cls: type, name: str, after: bool
+) -> None:
+    shelf = Shelf()
+    shelf.put("first")
+
+    def late(*_: object) -> None:
+        shelf.put("late")
+        shelf.label = "late"
+        shelf.marks.add("late")
+
+    with handled(late):
+        with shelf:
+            shelf.label = "body"
+            shelf.items.append("body")
+            shelf.marks.add("body")
+            interrupted(monkeypatch, cls, name, after)
+        assert shelf.items == ["first", "body", "late"] and shelf.count == 2
+        assert shelf.label == "late" and shelf.marks == {"body", "late"}
+    assert coheld.holder(shelf) is None
+
+
+def test_a_handler_that_takes_back_what_is_being_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf()
+    shelf.put("first")
+    with handled(lambda *_: shelf.items.remove("body")):
+        with shelf:
+            shelf.items.append("body")
+            interrupted(monkeypatch, view.View, "_write", after=True)
+        assert shelf.items == ["first"]
+        with shelf:
+            assert shelf.items == ["first"]
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_signal_where_an_atomic_call_ends(monkeypatch: pytest.MonkeyPatch, fail: bool) -> None:
+    """The call has raised, so nothing of it is there; and what comes next is not taken for a part of it."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    shelf = Shelf()
+    with handled(interrupt), shelf:
+        interrupted(monkeypatch, type(shelf.__lock__), "_leave_atomic", after=False)
+        with pytest.raises(InterruptedError):
+            shelf.put_or_nothing("a", fail)
+        assert shelf.__lock__.atomic == 0
+    assert shelf.items == [] and shelf.index == {} and shelf.__lock__.version == 0
+
+
+class handled:  # noqa: N801
+    """With this handler of SIGUSR1."""
+
+    def __init__(self, handler: Callable[..., object]) -> None:
+        self.handler = handler
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGUSR1, self.handler)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGUSR1, self.before)
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

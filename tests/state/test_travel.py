@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import threading
 from typing import Any
 
 import cloudpickle
@@ -12,8 +13,9 @@ import pytest
 
 import coheld
 from coheld import Lockable, shared
+from coheld.state import store
 from state.things import Shelf
-from support import procs
+from support import delays, procs
 
 
 def put(link: procs.Link, shelf: Shelf) -> list[str]:
@@ -146,6 +148,37 @@ def test_a_fork_in_mid_call_has_its_own_turn_later() -> None:
     os.close(ready)
     os.close(go)
     assert shelf.items == ["committed", "parent", "child"]
+
+
+def test_a_fork_in_the_middle_of_a_commit_of_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child has the other thread's unfinished values, and must not take them for its own."""
+    shelf = Shelf()
+    shelf.put("committed")
+    committing, forked = threading.Event(), threading.Event()
+    put_entries = store.StateFile.put_entries
+
+    def slowly(*args: Any) -> None:
+        monkeypatch.setattr(store.StateFile, "put_entries", put_entries)
+        committing.set()
+        assert forked.wait(delays.LONG)
+        put_entries(*args)
+
+    monkeypatch.setattr(store.StateFile, "put_entries", slowly)
+    thread = threading.Thread(target=lambda: shelf.put("thread"))
+    thread.start()
+    assert committing.wait(delays.LONG)
+    with procs.start(put_when_told, shelf) as child:
+        forked.set()
+        thread.join(delays.LONG)
+        shelf.put("parent")
+        child.tell("go")
+        assert child.result() == ["committed", "thread", "parent", "child"]
+    assert shelf.items == ["committed", "thread", "parent", "child"] and shelf.count == 4
+
+
+def put_when_told(link: procs.Link, shelf: Shelf) -> list[str]:
+    link.wait_for("go")
+    return put(link, shelf)
 
 
 def test_msgspec_is_imported_with_the_first_field_only() -> None:

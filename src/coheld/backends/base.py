@@ -204,6 +204,7 @@ class Handle(Monitor, _Half):
             return
         if hook := getattr(cls, "__recover__", None):
             hook(obj, self.dead())
+            self._commit()  # before the flag: else a guard that waits, or a death in the body, would lose it for good
         self.recovered()
 
     def _ward(self) -> str:

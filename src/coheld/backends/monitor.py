@@ -49,6 +49,7 @@ class Monitor(_Half):
         if self.pending:
             try:
                 self.view._commit(made=True)
+                self._commit()  # what a signal's handler has changed meanwhile
             finally:
                 self._discard()  # nothing, where that has not raised
 
@@ -71,11 +72,15 @@ class Monitor(_Half):
     def wait_for(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> T:
         """See coheld.wait_for."""
         deadline = waiting.FOREVER if timeout is None else monotonic() + max(timeout, 0)
+        atomic = self.atomic  # how deep this thread is: others begin at 0 meanwhile, and so does who takes the lock back
         steps = waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True)
         try:
             return waiting.run(steps, self)
         except waiting.NotSo:
             raise self._not_so("what was waited for did not come", timeout or 0) from None
+        finally:
+            if self._mine():
+                self.atomic = atomic
 
     def _look_at(self, predicate: Callable[..., T], *args: object) -> T:
         before = self.guarding
@@ -89,7 +94,7 @@ class Monitor(_Half):
         """Before the lock is given up, what was changed so far becomes visible: whoever is waited for needs it."""
         value = self._look_at(predicate)
         if not value and self.pending:
-            if self.atomic and self.view._changed():
+            if self.atomic and self.view._has_changed():
                 raise DeadlockError(
                     f"{self.label}: wait_for inside of an atomic call that has changed something: others would see "
                     "what may have to be undone",

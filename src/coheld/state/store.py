@@ -56,6 +56,9 @@ def next_word(word: int, made: bool, grown: bool = False) -> int:
     return (word + 1 | made << 48) + (grown << 49)
 
 
+GENERATIONS = (1 << 15) - 1
+"""How many a word can count.  Each is a quarter larger than the one before, at least, so that there are never so many."""
+
 T = TypeVar("T")
 
 UNDECODABLE = (ValueError, TypeError, RecursionError, msgspec.MsgspecError)
@@ -243,14 +246,21 @@ def _damaged(path: str, why: str) -> IncompatibleError:
 
 
 def made(
-    resource: str, identity: tuple[int, int], offset: int, word: int, record: bytes, fields: Sequence[tuple[int, bytes]]
+    resource: str,
+    identity: tuple[int, int],
+    offset: int,
+    word: int,
+    record: bytes,
+    fields: Sequence[tuple[int, bytes]],
+    former: int,
 ) -> StateFile:
     """A new generation with these stamps and bytes in the slot that the word, which nobody knows yet, names live.
+    former: bytes of the heap that was too small.
 
     Raises: OSError: if there is no room for it; nothing has changed.
     """
     generation = generation_of(word)
-    head = _laid_out(identity, generation, record, [raw for _, raw in fields])
+    head = _laid_out(identity, generation, record, [raw for _, raw in fields], former)
     path = path_of(resource, offset, generation)
     with files.new_file(os.path.dirname(resource), head.size, head) as (aside, fd):
         state = _mapped(path, fd, head)
@@ -259,13 +269,14 @@ def made(
     return state
 
 
-def _laid_out(identity: tuple[int, int], generation: int, record: bytes, raws: Sequence[bytes]) -> Head:
-    """Room for what is stored, for as much again, which the next commit writes beside it, and some to grow."""
+def _laid_out(identity: tuple[int, int], generation: int, record: bytes, raws: Sequence[bytes], former: int) -> Head:
+    """Room for what is stored, for as much again, which the next commit writes beside it, and some to grow.  What lies
+    between two places may be too small for a third: so never less than before, or the same need would come back."""
     slot = len(raws) * ENTRY.size
     first = _aligned(_BEGIN + len(record))
     heap = first + 2 * slot
     stored = sum(_aligned(len(raw)) for raw in raws if len(raw) > SHORT)
-    size = -(-(heap + 2 * stored + stored // 2) // _PAGE) * _PAGE
+    size = -(-(heap + max(2 * stored + stored // 2, former + former // 4)) // _PAGE) * _PAGE
     return Head(
         MAGIC,
         native.LAYOUT_VERSION,

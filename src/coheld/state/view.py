@@ -148,26 +148,30 @@ class View(native.View):
         Raises: StateError: if it does not fit its schema, or is too large.  OSError: if there is no room.  The last
         commit stands then.
         """
-        changed = self._changed()
+        marked = self._marked(True)
+        changed, fresh = self._changed(marked)
         if changed:
             word = self._begin()
             if not self._write(word, changed, made):
                 self._grow(word, changed, made)
         stamp = store.number_of(self._begin())
-        for index, _mark, value in self._marked():
-            self._settle(index, value, changed.get(index), stamp)
+        for index, _mark, value in marked:
+            self._settle(index, fresh.get(index, value), changed.get(index), stamp)
 
-    def _changed(self) -> dict[int, bytes]:
-        """The new encodings of what is not as it was; each was decoded, so that no reader will refuse it."""
-        self._fresh: dict[int, Any] = {}
+    def _has_changed(self) -> bool:
+        return bool(self._changed(self._marked(False))[0])
+
+    def _changed(self, marked: Sequence[tuple[int, int, Any]]) -> tuple[dict[int, bytes], dict[int, Any]]:
+        """The new encodings of what is not as it was, and what they decode to: no reader will refuse that."""
         changed: dict[int, bytes] = {}
-        for index, mark, value in self._marked():
+        fresh: dict[int, Any] = {}
+        for index, mark, value in marked:
             spec = self.schema.specs[index]
             raw = spec.encode(value)
             if raw != self._before(index, mark):
-                self._fresh[index] = spec.decoded(raw) if spec.shape.mutable else value
+                fresh[index] = spec.decoded(raw) if spec.shape.mutable else value
                 changed[index] = raw
-        return changed
+        return changed, fresh
 
     def _before(self, index: int, mark: int) -> bytes | None:
         if mark == HANDED:
@@ -176,17 +180,17 @@ class View(native.View):
         return live[1] if live else None
 
     def _settle(self, index: int, value: Any, raw: bytes | None, stamp: int) -> None:
-        """Containers are the owner's from now on: the next one gets a new one."""
+        """Containers are the owner's from now on: the next one gets a new one.  What was touched since the commit looked
+        at it stays marked; what it is compared with then is what was committed now."""
         spec = self.schema.specs[index]
         if raw is None:
             live = self._live(index)
             if spec.shape.mutable:
-                self._drop(index)
+                self._drop(index, False)
             else:
                 self._keep(index, value, live[0] if live else 0)
             return
         if spec.shape.mutable:
-            value = self._fresh.pop(index)
             self.handed[index] = spec.encode(value) if spec.shape.unordered else raw
         self._keep(index, value, stamp)
 
@@ -226,12 +230,24 @@ class View(native.View):
         stamp = store.number_of(word)
         fields = [self._field_for(index, stamp, changed.get(index)) for index in range(len(self.schema.specs))]
         self._check_size([raw for _, raw in fields])
-        state = store.made(self.resource, self.identity, self.offset, word, self.schema.record, fields)
+        former = self._former_heap(store.generation_of(word))
+        state = store.made(self.resource, self.identity, self.offset, word, self.schema.record, fields, former)
         self._flip(word)
         self.files = {state.head.generation: state}
         self.inside_file = state
         self._map_for(outside=False, state=state)
         store.remove(self.resource, self.offset, state.head.generation - 1)
+
+    def _former_heap(self, generation: int) -> int:
+        """Of the file that is left. Raises: StateError: if there cannot be another."""
+        if generation > store.GENERATIONS:
+            raise StateError(
+                f"the state of {self.label} was moved to a larger file {store.GENERATIONS:,} times, which is all that can "
+                "be counted: remove the resource and make it anew",
+                resource=self.label,
+            )
+        state = self._file_inside()
+        return state.head.size - state.head.heap if state else 0
 
     def _field_for(self, index: int, stamp: int, raw: bytes | None) -> tuple[int, bytes]:
         if raw is not None:
@@ -246,15 +262,15 @@ class View(native.View):
         specs = self.schema.specs
         return self._begin(), {
             index: (mark, value, specs[index].encode(value) if specs[index].shape.mutable else None)
-            for index, mark, value in self._marked()
+            for index, mark, value in self._marked(False)
         }
 
     def _undo(self, saved: tuple[int, dict[int, tuple[int, Any, bytes | None]]]) -> None:
         """Make it so again. Containers are the same objects as before, since the caller may have kept them."""
         word, fields = saved
-        for index, _mark, _value in self._marked():
+        for index, _mark, _value in self._marked(False):
             if index not in fields or word != self._begin():
-                self._drop(index)
+                self._drop(index, True)
         if word != self._begin():  # a wait in between has committed what was there
             return
         lock: Any = self.lock()
