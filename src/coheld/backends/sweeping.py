@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from contextlib import contextmanager, suppress
 from ..errors import BackendError, InsecureError
 from ..process import start_of
 from .files import open_checked
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _MADE_BY = re.compile(r"(?:arena|\.new)-(\d+)-(\d+)-[0-9a-f]+\Z")
 
