@@ -6,9 +6,14 @@
     _lock.h        the robust mutex, in plain C, with its states
     _segment.h     mapped files of cells, in plain C
     _native.c      the Python types over it, and the fast path of a locked call
-    native.py      the extension, as all others import it
+    _portable.py   the last two in Python, for where there is no extension
+    native.py      the one of both that runs here, as all others import it
+    process.py     what the system says of a process
+    waiting.py     time-outs, and the naps of who polls
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
-                   said and done off the fast path; files.py the directory, shm.py shared memory
+                   said and done off the fast path; files.py the directory, shm.py shared memory, file.py locks
+                   of files (polled.py takes and gives back, claims.py are its threads, record.py its cells), sweeping.py
+                   and leaving.py what the dead and those who end leave
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     inspecting.py  holder and statistics

@@ -6,13 +6,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from statistics import median
 
 import pytest
 
-from coheld import Lockable, LockTimeout, NotOwnerError, Statistics, holder, statistics
-from contract.observe import CAPABILITIES
+from coheld import Lockable, LockTimeout, Statistics, holder, statistics
+from contract.observe import CAPABILITIES, give_all_back
 from support import delays, procs, states
 
 
@@ -362,14 +362,6 @@ def survive_a_storm(link: procs.Link, bed: Bed, loop: Callable[[Bed], None], see
             give_all_back(bed)
         assert not mine(bed), f"left held by interrupt {interrupts}"
     return interrupts
-
-
-def give_all_back(bed: Bed) -> None:
-    """What an interrupt may have left with this thread, which has it and can release it as often as it took it."""
-    assert bed.acquire(timeout=delays.LONG)
-    with suppress(NotOwnerError):
-        while True:
-            bed.release()
 
 
 @pytest.mark.parametrize("loop", [enter_for_ever, call_for_ever, enter_the_lock_for_ever])
