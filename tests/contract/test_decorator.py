@@ -24,7 +24,7 @@ import attrs
 import pytest
 
 from coheld import Lockable, LockTimeout, holder, statistics
-from contract.observe import held_elsewhere, is_free
+from contract.observe import CAPABILITIES, give_all_back, held_elsewhere, is_free
 from support import delays, procs
 
 locked: Any = Lockable.locked  # unseen by the type checker, as most of this is meant to be wrong or odd
@@ -837,6 +837,8 @@ def storm_over(target: Target, calls: Callable[[Target], object], rng: random.Ra
     with Storm(rng).blowing() as storm:
         for number in range(rounds):
             storm.interrupt(functools.partial(calls, target))
+            if not CAPABILITIES.uninterruptible_entry:
+                give_all_back(target)
             owner = holder(target)
             assert owner is None or owner.pid != me, f"round {number} left it held: {owner}"
         assert storm.raised >= rounds

@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from coheld import Lockable, NotInitializedError, NotOwnerError, holder, statistics
-from contract.observe import held_elsewhere, is_free
+from contract.observe import URL, held_elsewhere, is_free
 from support import delays, procs
 
 T = TypeVar("T")
@@ -519,7 +519,7 @@ class Last(Base, Lockable):
 
 
 def test_it_takes_its_own_arguments_and_passes_on_the_rest() -> None:
-    obj = First(1, "two", three=3, lock_name="it", lock_backend="shm:")
+    obj = First(1, "two", three=3, lock_name="it", lock_backend=URL)
     assert obj.got == ((1, "two"), {"three": 3})
     with obj:
         assert not is_free(Lockable(lock_name="it"))

@@ -563,7 +563,7 @@ def test_a_child_forked_while_another_thread_waits(device: Device) -> None:
         tried, _ = child.hear()
         assert tried is False
         child.wait_until_blocked()
-        assert statistics(device).waiters == 2
+        states.wait_until(lambda: statistics(device).waiters == 2, "both wait")
         device.release()
         child.expect("got it")
         child.tell("release")

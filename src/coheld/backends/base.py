@@ -20,9 +20,11 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from .. import native, ward
+from .. import native
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from ..process import at_fork
@@ -125,12 +127,12 @@ class Handle(Monitor, _Half):
 
         Raises: OSError: if it cannot be written down; nothing has changed then.
         """
-        ward.write(self._ward(), pid)
+        _ward().write(self._ward_path(), pid)
         self._flag(native.WARDED, True)
 
     def reclaim(self) -> None:
         """By the owner: nobody works on its behalf any more."""
-        ward.clear(self._ward())
+        _ward().clear(self._ward_path())
         self._flag(native.WARDED, False)
 
     def __repr__(self) -> str:
@@ -207,14 +209,14 @@ class Handle(Monitor, _Half):
             self._commit()  # before the flag: else a guard that waits, or a death in the body, would lose it for good
         self.recovered()
 
-    def _ward(self) -> str:
+    def _ward_path(self) -> str:
         if not self.resource.named:
             self._broken()  # nobody works on behalf of who holds an anonymous lock
-        return ward.path_of(self.resource.path)
+        return str(_ward().path_of(self.resource.path))
 
     def _await_ward(self, deadline: float) -> bool:
         """Kill whoever works on behalf of a dead owner, and wait; False: still there at that time.monotonic()."""
-        gone = ward.settle(self._ward(), deadline)
+        gone: bool = _ward().settle(self._ward_path(), deadline)
         if gone:
             self._flag(native.WARDED, False)
         return gone
@@ -250,6 +252,11 @@ class Handle(Monitor, _Half):
         raise IncompatibleError(
             f"{self.label}: its memory is damaged; if nobody uses it, remove {self.segment.path}", resource=self.label
         )
+
+
+def _ward() -> ModuleType:
+    """Of Linux; elsewhere nobody works on behalf of an owner."""
+    return import_module("coheld.ward")
 
 
 class _Handles:

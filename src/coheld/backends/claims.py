@@ -125,11 +125,12 @@ class Claim:
         return self.locked
 
     def let_go(self) -> None:
-        """Give the guard back."""
-        fd, self.fd = self.fd, None
-        if fd is not None:
-            close_guard(fd, self.locked)
-        self.locked = False
+        """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody."""
+        if self.fd is not None:
+            unlock_descriptor(self.fd)
+            self.locked = False
+            fd, self.fd = self.fd, None
+            close_guard(fd)
 
     def die(self) -> None:
         """Its thread has ended."""
@@ -145,10 +146,8 @@ def open_guard(open_it: Callable[[], int]) -> int:
     return fd
 
 
-def close_guard(fd: int, locked: bool) -> None:
-    """Unlocked first: a child may be closing its own only now."""
-    if locked:
-        unlock_descriptor(fd)
+def close_guard(fd: int) -> None:
+    """It is unlocked already: a child may be closing its own only now."""
     _process.descriptors.discard(fd)
     os.close(fd)
 
@@ -160,12 +159,13 @@ def briefly(open_it: Callable[[], int], path: str) -> Iterator[int]:
     Raises: BackendError: if it is not to be had: who has it was stopped.  OSError: as open_it.
     """
     fd = open_guard(open_it)
-    locked, deadline = False, time.monotonic() + 1.0
+    deadline = time.monotonic() + 1.0
     try:
-        while not (locked := lock_descriptor(fd, blocking=False)):
+        while not lock_descriptor(fd, blocking=False):
             if time.monotonic() > deadline:
                 raise BackendError(f"{path} is kept locked by a process that does not go on", resource=path)
             time.sleep(0.001)
         yield fd
     finally:
-        close_guard(fd, locked)
+        unlock_descriptor(fd)
+        close_guard(fd)

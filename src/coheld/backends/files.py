@@ -157,9 +157,9 @@ def _named_directory() -> str | None:
 
 
 def _default_name() -> str:
-    return (
-        "coheld" if sys.platform == "win32" else f"coheld-{os.geteuid()}"
-    )  # there each user has a temporary directory
+    if sys.platform == "win32":
+        return "coheld"  # there each user has a temporary directory
+    return f"coheld-{os.geteuid()}"
 
 
 def _base_directory() -> str:

@@ -72,7 +72,9 @@ class Monitor(_Half):
     def wait_for(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> T:
         """See coheld.wait_for."""
         deadline = waiting.FOREVER if timeout is None else monotonic() + max(timeout, 0)
-        atomic = self.atomic  # how deep this thread is: others begin at 0 meanwhile, and so does who takes the lock back
+        atomic = (
+            self.atomic
+        )  # how deep this thread is: others begin at 0 meanwhile, and so does who takes the lock back
         steps = waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True)
         try:
             return waiting.run(steps, self)

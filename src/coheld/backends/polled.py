@@ -217,6 +217,8 @@ class Polled(Handle):
         claim.let_go()
         if self._owners.get(0) is claim:
             del self._owners[0]
+        else:
+            claim.dead = True  # it may be somebody's heir, and is passed over
         held = claims.this_thread().held
         if held.get(self) is claim:
             del held[self]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 import threading
 import weakref
 from contextlib import suppress
@@ -23,6 +24,8 @@ from ..errors import BackendError, IncompatibleError, TooManyLocksError
 from ..process import at_fork
 from . import files, leaving, sweeping
 from .base import Capabilities, Handle
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 SCHEME = "shm"
 CAPABILITIES = Capabilities(

@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +23,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from ..errors import BackendError, InsecureError
 from ..process import start_of
 from .files import open_checked, unlink_whole
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _MADE_BY = re.compile(r"(?:arena|\.new)-(\d+)-(\d+)-[0-9a-f]+\Z")
 
