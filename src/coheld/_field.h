@@ -151,6 +151,13 @@ static PyObject *view_py_peek(View *self, PyObject *args) {
     return Py_NewRef(self->inside[i].value);
 }
 
+/* _current_value(index): the value of the last commit. */
+static PyObject *view_py_outside(View *self, PyObject *args) {
+    Py_ssize_t i;
+    if (parse_index(self, args, "n:_current_value", &i, NULL, NULL, NULL)) return NULL;
+    return view_outside(self, i);
+}
+
 /* _publish(index, value, stamp, word): what a reader found. */
 static PyObject *view_py_publish(View *self, PyObject *args) {
     Py_ssize_t i;
@@ -210,6 +217,7 @@ static PyMethodDef view_methods[] = {
     {"_drop", (PyCFunction)view_py_drop, METH_VARARGS, "_drop(index, always): clean, and to be loaded."},
     {"_discard", (PyCFunction)view_py_discard, METH_NOARGS, "_discard(): what was not committed never was."},
     {"_peek", (PyCFunction)view_py_peek, METH_VARARGS, "_peek(index): the owner's value, not handed out."},
+    {"_current_value", (PyCFunction)view_py_outside, METH_VARARGS, "_current_value(index)."},
     {"_publish", (PyCFunction)view_py_publish, METH_VARARGS, "_publish(index, value, stamp, word): for readers."},
     {"_map", (PyCFunction)view_py_map, METH_VARARGS, "_map(outside, file, generation, first, second)."},
     {NULL},

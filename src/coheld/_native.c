@@ -593,6 +593,7 @@ static PyMethodDef mutex_methods[] = {
     {"watch", (PyCFunction)mutex_watch, METH_NOARGS, "watch(): ask _look() about once a second."},
     {"_flag", (PyCFunction)mutex_flag, METH_VARARGS, "_flag(bit, up): by the owner only."},
     {"_mine", (PyCFunction)mutex_mine, METH_NOARGS, "_mine(): does the calling thread hold it?"},
+    {"_adopt", (PyCFunction)mutex_adopt, METH_VARARGS, "_adopt(view, former) -> is it settled which view is used?"},
     {"_put", (PyCFunction)mutex_put, METH_VARARGS, "_put(index, value, mark): the owner's value of a field."},
     {"_commit", (PyCFunction)mutex_py_commit, METH_NOARGS, "_commit(): the owner's changes become the last commit."},
     {"_discard", (PyCFunction)mutex_py_discard, METH_NOARGS, "_discard(): the owner's changes are dropped."},
@@ -618,7 +619,7 @@ static PyMemberDef mutex_members[] = {
 static PyGetSetDef mutex_getset[] = {
     {"version", (getter)mutex_get_version, NULL, "The word of the shared state; 0: none was committed.", NULL},
     {"pending", (getter)mutex_get_pending, NULL, "Has the owner touched what may be changed now?", NULL},
-    {"view", (getter)mutex_get_view, (setter)mutex_set_view, "The View of the shared state, or None.", NULL},
+    {"view", (getter)mutex_get_view, NULL, "The View of the shared state, or None.", NULL},
     {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED | WARDED.", NULL},
     {"offset", (getter)mutex_get_offset, NULL, "Where the cell is in its segment, bytes.", NULL},
     {"place", (getter)mutex_get_place, NULL, "Where the cell is in this process; 0: there is none.", NULL},

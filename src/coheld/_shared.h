@@ -35,17 +35,24 @@ static PyObject *mutex_get_view(Mutex *self, void *Py_UNUSED(closure)) {
     return Py_NewRef(view ? (PyObject *)view : Py_None);
 }
 
-/* Readers may be in the present one, which stays: the views of a lock refer to each other. */
-static int mutex_set_view(Mutex *self, PyObject *view, void *Py_UNUSED(closure)) {
+/* _adopt(view, former) -> bool: for this cell, the view from now on, if that is still the former one; False: begin again.
+ * The first comer's becomes it.  After that the owner alone changes it: under his hands it must not become that of another
+ * class, in which his changes are not; who only reads another class's fields does so by that one's view itself.
+ * Readers may be in the former one, which stays: the views of a lock refer to each other. */
+static PyObject *mutex_adopt(Mutex *self, PyObject *args) {
     State *state = state_of((PyObject *)self);
-    if (!state || !view || !PyObject_TypeCheck(view, (PyTypeObject *)state->view_type)) {
-        PyErr_SetString(PyExc_TypeError, "view must be a View");
-        return -1;
-    }
+    PyObject *view, *former;
+    int fits = 0;
+    if (!state || !PyArg_ParseTuple(args, "O!O:_adopt", state->view_type, &view, &former)) return NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
     View *old = self->view;
-    __atomic_store_n(&self->view, (View *)Py_NewRef(view), __ATOMIC_RELEASE);
-    Py_XDECREF(old);
-    return 0;
+    fits = ((View *)view)->cell == self->cell && (old ? (PyObject *)old : Py_None) == former;
+    if (fits && (!old || still_mine(self->cell))) {
+        __atomic_store_n(&self->view, (View *)Py_NewRef(view), __ATOMIC_RELEASE);
+        Py_XDECREF(old);
+    }
+    Py_END_CRITICAL_SECTION();
+    return PyBool_FromLong(fits);
 }
 
 /* _put(index, value, mark): the owner's value of a field of its view. */

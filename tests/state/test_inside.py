@@ -9,10 +9,11 @@ import pytest
 
 import coheld
 from coheld import Lockable, shared
+from coheld.mutex import remove
 from coheld.state import store, view
 from coheld.state.schema import Spec
 from state.things import Shelf
-from support import procs
+from support import delays, procs
 
 
 def word(obj: Lockable) -> int:
@@ -341,14 +342,24 @@ def test_a_snapshot_inside_has_own_changes_and_is_detached() -> None:
     assert taken.items == ["a"] and taken.count == 1
 
 
-def test_two_classes_of_one_resource() -> None:
-    class Twin(Lockable):
-        count: int = shared(0)
-        label: str = shared("")
-        items: list[str] = shared(default_factory=list)
-        index: dict[str, list[int]] = shared(default_factory=dict)
-        marks: set[str] = shared(default_factory=set)
+class Twin(Lockable):
+    """The fields of a Shelf."""
 
+    count: int = shared(0)
+    label: str = shared("")
+    items: list[str] = shared(default_factory=list)
+    index: dict[str, list[int]] = shared(default_factory=dict)
+    marks: set[str] = shared(default_factory=set)
+
+
+def in_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join(delays.LONG)
+    assert not thread.is_alive()
+
+
+def test_two_classes_of_one_resource() -> None:
     shelf, twin = Shelf(lock_name="shelf"), Twin(lock_name="shelf")
     for n in range(1, 5):
         shelf.put("a")
@@ -360,3 +371,68 @@ def test_two_classes_of_one_resource() -> None:
         shelf.count += 1
         twin.count += 1
     assert len(shelf.__lock__.view.siblings) == 2
+
+
+def test_a_reader_of_another_class_does_not_disturb_the_owner() -> None:
+    shelf, twin, seen = Shelf(lock_name="shelf"), Twin(lock_name="shelf"), []
+    shelf.put("a")
+
+    def look() -> None:
+        seen.append((twin.count, twin.items, coheld.snapshot(twin).label))
+        assert twin.items is twin.items
+
+    with shelf:
+        shelf.put("b")
+        in_thread(look)
+        shelf.label = "c"
+        shelf.put("d")
+        assert shelf.items == ["a", "b", "d"]
+    assert seen == [(1, ["a"], "")]
+    assert twin.items == ["a", "b", "d"] and twin.label == "c"
+
+
+class Delayed:
+    """A thread that looks at the shelf, and stands still where it has just made a view."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> None:
+        self.made, self.go = threading.Event(), threading.Event()
+        self.seen: list[int] = []
+        self.thread = threading.Thread(target=lambda: self.seen.append(shelf.count))
+        init = view.View.__init__
+
+        def slowly(*args: Any) -> None:
+            init(*args)
+            if threading.current_thread() is self.thread:
+                self.made.set()
+                assert self.go.wait(delays.LONG)
+
+        monkeypatch.setattr(view.View, "__init__", slowly)
+        self.thread.start()
+        assert self.made.wait(delays.LONG)
+
+    def end(self) -> list[int]:
+        self.go.set()
+        self.thread.join(delays.LONG)
+        return self.seen
+
+
+def test_two_threads_that_look_first_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf()
+    other = Delayed(monkeypatch, shelf)
+    with shelf:
+        shelf.count += 1
+        assert other.end() == [0]
+        shelf.count += 1
+        assert shelf.count == 2
+    assert shelf.count == 2
+
+
+def test_a_thread_that_looks_first_while_the_resource_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(lock_name="shelf")
+    other = Delayed(monkeypatch, shelf)
+    assert remove("shelf")
+    shelf.put("a")
+    assert other.end() in ([0], [1])
+    assert shelf.count == 1 and shelf.items == ["a"]
+    shelf.put("b")
+    assert shelf.items == ["a", "b"]

@@ -151,31 +151,37 @@ class Schema:
                 )
 
     def bind(self, lock: Any) -> Any:
-        """The lock's View of this schema, made if there is none; the one in use from now on.
+        """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it is
+        the lock's from now on.
 
         Raises: IncompatibleError: if the owner has changed fields of another class of this resource.
         """
         from .view import View  # it needs what this module has
 
         self.settle()
-        if not lock.attached or lock.flags & native.REMOVED:
-            lock._attach()
-        latest = lock.view
-        if latest is not None and latest.schema is self:
-            return latest
+        while True:  # until no other thread has attached it anew, or been first, meanwhile
+            if not lock.attached or lock.flags & native.REMOVED:
+                lock._attach()
+            latest = lock.view
+            if latest is not None and latest.schema is self:
+                return latest
+            self._refuse_in_between(lock, latest)
+            siblings = latest.siblings if latest else []
+            view = next((one for one in siblings if one.schema is self), None) or View(lock, self, siblings)
+            if lock._adopt(view, latest):
+                return view
+
+    def _refuse_in_between(self, lock: Any, latest: Any) -> None:
         if lock.pending and lock._mine():
             raise IncompatibleError(
                 f"{lock.label}: fields of {latest.schema.title} were changed in this call, and now fields of "
                 f"{self.title} are asked for: one call can change those of one class",
                 resource=lock.label,
             )
-        siblings = latest.siblings if latest else []
-        lock.view = view = next((one for one in siblings if one.schema is self), None) or View(lock, self, siblings)
-        return view
 
     def _get(self, lock: Any, index: int, obj: object) -> Any:
-        self.bind(lock)
-        return getattr(obj, self.names[index])
+        view = self.bind(lock)
+        return getattr(obj, self.names[index]) if lock._mine() else view._current_value(index)
 
     def _set(self, lock: Any, index: int, value: Any, _obj: object) -> None:
         self.bind(lock)
@@ -188,7 +194,9 @@ class Schema:
             )
         if lock.guarding:
             raise NotLockedError(f"{spec.label} was set in a guard, which may only look", resource=lock.label)
-        lock._put(index, spec.checked(value), ASSIGNED)
+        value = spec.checked(value)
+        self.bind(lock)  # again: a signal's handler may have looked at another class's fields
+        lock._put(index, value, ASSIGNED)
 
 
 class Snapshot:
