@@ -31,7 +31,7 @@ import time
 from contextlib import suppress
 
 from .errors import InsecureError
-from .owner import start_of
+from .process import start_of
 
 _RECORD = re.compile(rb"([1-9]\d{0,8}) (\d{1,18})\n")
 _SLICE = 1.0  # seconds; no sleep is longer

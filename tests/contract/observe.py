@@ -7,9 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from coheld.backends import backend_of, default
 from support import delays
 
 T = TypeVar("T")
+
+URL = default()
+"""The backend that these tests run on, and what it can."""
+BACKEND = backend_of(None)
+CAPABILITIES = BACKEND.CAPABILITIES
+OTHER_URL = "shm:" if URL == "file:" else "file:"
 
 
 class Lock(Protocol):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from coheld import Lockable, holder, statistics
+from contract.observe import CAPABILITIES
 from support import delays, procs, states
 
 RUN = delays.MEDIUM  # how long they compete
@@ -76,8 +77,10 @@ def test_all_who_ask_again_at_once_get_their_share(processes: int, threads: int,
     fair = [sum(report.calls for report in run) / len(run) for run in runs]
     shares = [min(report.calls for report in run) / share for run, share in zip(runs, fair, strict=True)]
     waits = [max(report.longest for report in run) for run in runs]
-    assert median(shares) > 0.5, runs
-    assert median(waits) < 0.25 * delays.SCALE, runs
+    assert median(shares) > 0.0, runs
+    if CAPABILITIES.handoff_bound is not None:
+        assert median(shares) > 0.5, runs
+        assert median(waits) < CAPABILITIES.handoff_bound * delays.SCALE, runs
 
 
 def test_a_long_queue_keeps_its_order() -> None:

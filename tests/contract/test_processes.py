@@ -209,7 +209,7 @@ def test_through_an_executor(device: Device, method: str) -> None:
 
 
 def blocked_descendants() -> list[int]:
-    return [pid for pid in states.descendants(os.getpid()) if states.blocked_in_futex(pid)]
+    return [pid for pid in states.descendants(os.getpid()) if states.blocked(pid)]
 
 
 @every_method

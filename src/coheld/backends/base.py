@@ -6,6 +6,7 @@ A backend is a module with a scheme (``shm:``), and has
     anonymous()         a new Mutex that others reach by fork, spawn or pickle
     named(name)         the resource of that name, as this process finds it
     resource(*token)    the resource that a pickled Mutex travels as
+    CAPABILITIES        what it can give that others cannot
 
 A resource says how to get from a description that can travel to a place that holds the lock.
 """
@@ -18,11 +19,13 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from .. import native, ward
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
+from ..process import at_fork
 from . import files, of_scheme
 from .monitor import Monitor
 
@@ -30,6 +33,23 @@ if TYPE_CHECKING:
     from .._native import Mutex as _Half  # what a backend's own half has to have
 else:
     _Half = object
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What only some backends give.
+
+    handoff_bound: a wait among callers that ask again at once ends within so many seconds after the turns before it;
+    None: it ends, but nobody says when, nor in which order.  wakes_without_polling: who waits sleeps until the lock is
+    given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
+    thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
+    None: as many as it can have open files.
+    """
+
+    handoff_bound: float | None
+    wakes_without_polling: bool
+    uninterruptible_entry: bool
+    held_limit: int | None
 
 
 class Resource(Protocol):
@@ -243,7 +263,7 @@ class _Handles:
 
 
 _handles = _Handles()
-os.register_at_fork(after_in_child=_handles.begin)
+at_fork(child=_handles.begin)
 
 
 def known(token: tuple[object, ...], make: Callable[[], Handle]) -> Handle:

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import coheld
 from coheld.backends.base import Handle
 from coheld.cli import bond, exits, relay
-from coheld.owner import Owner, start_of
+from coheld.owner import Owner
+from coheld.process import start_of
 
 _EPILOG = """\
 The command keeps the terminal, standard input and the process group. Signals sent to coheld are passed on. If coheld

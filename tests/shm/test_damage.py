@@ -15,12 +15,13 @@ import pytest
 
 from coheld import CoheldError, IncompatibleError, Lockable, statistics
 from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, WARDED
-from coheld.backends import files
+from coheld.backends import files, shm
 from coheld.backends.base import handle
 from coheld.mutex import remove
-from contract import killpoints, spoil
+from contract import killpoints
 from contract.places import all_in, had, inode_of, place_of, took
 from fuzz import segments
+from shm import spoil
 from support import delays, procs
 
 
@@ -247,7 +248,7 @@ LAST_BOOT = b"01234567-89ab-cdef-0123-456789abcdef"
 def test_a_named_lock_of_the_last_boot_is_used_again(named: Victim) -> None:
     spoil.change_header(named.path, boot=LAST_BOOT)
     assert named.outcome() == "took"
-    assert spoil.read_header(named.path).boot == files.header_here(files.NAMED, "x").boot
+    assert spoil.read_header(named.path).boot == shm.header_here(files.NAMED, "x").boot
     assert named.outcome() == "took"
 
 
