@@ -12,7 +12,7 @@
     waiting.py     time-outs, and the naps of who polls
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; files.py the directory, shm.py shared memory, file.py locks
-                   of files (polled.py takes and gives back, claims.py are its threads, record.py its cells), sweeping.py
+                   of files (polled.py takes and gives back, claims.py its threads, record.py its cells), sweeping.py
                    and leaving.py what the dead and those who end leave
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
