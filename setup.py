@@ -4,6 +4,7 @@ COHELD_CFLAGS adds compiler and linker flags: the sanitizer build of .ci/run use
 """
 
 import os
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -14,7 +15,7 @@ setup(
         Extension(
             "coheld._native",
             ["src/coheld/_native.c"],
-            depends=["src/coheld/_lock.h", "src/coheld/_segment.h"],
+            depends=sorted(glob("src/coheld/*.h")),
             extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra", *extra],
             extra_link_args=["-pthread", *extra],
             optional=True,  # without a compiler, or elsewhere than on Linux, the portable backend serves

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import table
 from bench.measure import QUICK, Plan
-from bench.rows import call, death, importing, making, million, throughput, turns
+from bench.rows import call, death, importing, making, million, state, throughput, turns
 
 ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "call": call.measure,
@@ -21,6 +21,7 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "death": death.measure,
     "making": making.measure,
     "million": million.measure,
+    "state": state.measure,
     "import": importing.measure,
 }
 

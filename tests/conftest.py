@@ -13,15 +13,17 @@ import coheld
 from coheld import native
 from coheld._version import __version__
 from coheld.backends import default, file
-from support import delays, hygiene, optional, seeds
+from support import delays, effort, hygiene, optional, seeds
 from support.watchdog import Watchdog
 
-collect_ignore = [] if optional.PYATS else ["with_pyats"]  # the header says so
+collect_ignore = [] if optional.PYATS else ["with_pyats"]  # the header says so, here and below
+collect_ignore += [] if optional.VALGRIND else ["with_valgrind"]
 watchdog_key = pytest.StashKey[Watchdog]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     hygiene.adopt_orphans()
+    hygiene.stop_ignoring_signals()
     config.stash[watchdog_key] = Watchdog()
 
 
@@ -37,7 +39,9 @@ def pytest_report_header() -> list[str]:
         f"coheld: {__version__} from {coheld.__path__[0]}, backend {backend}",
         f"python: {python}, libc {' '.join(platform.libc_ver())}",
         f"pyATS: {optional.PYATS or 'not installed: its tests and examples are not in this run, but in .ci/run pyats'}",
-        f"seed: COHELD_TEST_SEED={seeds.SEED}, delays x {delays.SCALE:g} (COHELD_TEST_SCALE)",
+        f"valgrind: {optional.VALGRIND or 'not installed: its tests are not in this run, but in .ci/run analysis'}",
+        f"seed: COHELD_TEST_SEED={seeds.SEED}",
+        f"delays x {delays.SCALE:g} (COHELD_TEST_SCALE), one of {effort.STRIDE} repetitions (COHELD_TEST_STRIDE)",
     ]
 
 

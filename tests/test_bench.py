@@ -18,9 +18,17 @@ PEERS = {
     "death": {"pyATS", "mp.RLock", "filelock", "fasteners"},
     "making": {"pyATS", "mp.RLock"},
     "million": {"", "mp.RLock"},
+    "state": {
+        "mp.Value",
+        "Manager().Namespace",
+        "property",
+        "encode, decode twice",
+        "without the list",
+        "no shared fields",
+    },
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
-BARS = {"call": 3, "throughput": 4, "turns": 3, "death": 2, "making": 1, "million": 3, "import": 2}
+BARS = {"call": 3, "throughput": 4, "turns": 3, "death": 2, "making": 1, "million": 3, "state": 7, "import": 2}
 
 pytestmark = [pytest.mark.source_tree, pytest.mark.hang_limit(3 * delays.HANG)]
 

@@ -72,7 +72,8 @@ def test_everything_public_is_listed_and_says_that_it_is_cohelds() -> None:
     for name in coheld.__all__:
         thing = getattr(coheld, name)
         assert isinstance(thing, str) or (thing.__module__ == "coheld" and thing.__doc__), name
-    modules = {"backends", "cli", *(path.stem for path in PACKAGE.glob("*.py"))}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    modules = packages | {path.stem for path in PACKAGE.glob("*.py")}
     public = {name for name in vars(coheld) if not name.startswith("_")} - modules
     assert public == {name for name in coheld.__all__ if not name.startswith("_")}
 

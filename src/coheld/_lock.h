@@ -18,7 +18,10 @@
  *                   every acquirer and by a newcomer that slept in vain.
  *   flags           RECOVERING: an owner died, __recover__ has not returned since.  REMOVED: this cell is no longer
  *                   what its name means, attach anew.  CREATED: __create__ has returned.  WARDED: a process works on
- *                   behalf of the owner, and must be gone before another's body runs.  Written by the owner only.
+ *                   behalf of the owner, and must be gone before another's body runs.  GUARDED: somebody may be waiting
+ *                   for a guard, tell them at the next release.  Written by the owner only.
+ *   epoch           counts the releases that found GUARDED; who waits for a guard sleeps on it.  Written by the owner.
+ *   version         the shared state, see _state.h.  Written by the owner.
  *   owner record    nonce, since, who (process), tid, method, depth: written by the owner only.  Truth to the owner
  *                   itself (the nonce is unlike any other thread's, ever), hints to everyone else.  depth is the
  *                   last written at entry and the first cleared at exit: where it is 0 no body is running, and where who is
@@ -32,6 +35,12 @@
  * them.  What remains is death: an unlocker killed between its store and its wake, or a woken waiter killed before its
  * trylock.  There the next acquirer's OR, or the end of a bounded sleep, is what wakes.  tests/models searches all of
  * this, every interleaving of it, and finds what each rule is there for.
+ *
+ * Why no guard is forgotten.  A guard is found false by the owner, who then reads epoch, sets GUARDED, unlocks and sleeps
+ * on the epoch that it has read.  Whatever makes the guard true is done by a later owner, whose release finds GUARDED,
+ * takes it down, moves epoch on, unlocks, and wakes all: each that still waits sets it again, under the lock.  So nobody is
+ * counted, and who was killed or gave up costs one wake in vain.  A releaser that dies before its wake has moved epoch on,
+ * or has left the word to say OWNER_DIED: both are looked at between the bounded sleeps (guard_sleep).
  */
 
 #ifndef COHELD_LOCK_H
@@ -86,7 +95,7 @@ static const uint64_t HANDOFF_SLEEP = 10 * MS; /* how long a newcomer lets other
 static const uint64_t EXAMINE_AFTER = 200 * MS; /* the same owner for so long: is it alive? */
 static const uint64_t SLICE = 1000 * MS; /* no sleep is longer; in a queue that takes longer the order is not kept */
 
-enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8 };
+enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8, GUARDED = 16 };
 
 typedef struct {
     char text[LABEL_SIZE]; /* the method's name, cut and padded with zeros */
@@ -114,7 +123,8 @@ typedef struct {
     Record owner;
     uint64_t waiting_since;
     uint64_t contended;
-    uint64_t recoveries;
+    uint32_t recoveries;
+    uint32_t epoch;
     uint64_t task_start; /* an owner that is a task and not a thread: laid out, not in use yet */
     uint64_t task_id;
     uint64_t task_nonce;
@@ -122,7 +132,7 @@ typedef struct {
     uint32_t task_futex;
     Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
     uint64_t context; /* of the owning task: laid out, not in use yet */
-    uint64_t reserved;
+    uint64_t version;
     uint32_t magic;
     uint32_t kind; /* pthread's word for robust, shared, recursive, as lock_check read it */
 } Cell;
@@ -130,21 +140,25 @@ typedef struct {
 _Static_assert(sizeof(pthread_mutex_t) == 40 && sizeof(Cell) == CELL_SIZE, "the layout of a cell is a file format");
 _Static_assert(offsetof(Cell, nonce) == 64 && offsetof(Cell, waiting_since) == 128, "two cache lines for a call");
 
-/* Who I am.  Initial-exec TLS: one load.  A forked child's only thread gets a new identity (forget_parent). */
+/* Who I am.  Each thread's own.  Initial-exec TLS: one load.  A forked child's only thread gets a new identity
+ * (forget_parent). */
 static __thread struct {
     uint64_t nonce;
     uint32_t tid;  /* 0: not asked for yet */
     uint32_t held; /* robust locks that this thread holds here */
 } me __attribute__((tls_model("initial-exec")));
 
-/* The process: written by the first thread that asks, with the same values by any other; anew after a fork. */
+/* The process.  forks: a handle that is made between the count and the fork itself would be taken for younger than the
+ * child, but there is none: who forks has the GIL, or without one all other threads stand still. */
 static struct {
-    uint64_t who; /* 0: not asked for yet */
-    uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out */
-    uint32_t forks;      /* behind us and by us: what was there before the last one, a child may have too */
+    uint64_t who;        /* 0: not asked for yet.  Atomic: written by the first thread that asks, with the same value by any
+                            other; anew in a child, by its only thread */
+    uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out.  Written in a child, by
+                            its only thread */
+    uint32_t forks;      /* behind us and by us: what was there before the last one, a child may have too.  Atomic */
 } process;
 
-static int expected_kind; /* set by lock_check, once, before any other use */
+static int expected_kind; /* written by lock_check, at import, always with the same value */
 
 static uint64_t clock_ns(clockid_t clock) {
     struct timespec t;
@@ -175,7 +189,7 @@ static uint64_t start_of(uint32_t id) {
     return look_up(id, &state);
 }
 
-static void count_fork(void) { process.forks++; } /* before each fork */
+static void count_fork(void) { __atomic_fetch_add(&process.forks, 1, __ATOMIC_RELAXED); } /* before each fork */
 
 static void forget_parent(void) {
     memset(&me, 0, sizeof me);
@@ -315,7 +329,7 @@ static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
 /* Write the owner record; depth last. */
 static inline void cell_begin(Cell *c, const Label *method) {
     STORE(&c->nonce, me.nonce);
-    STORE(&c->owner.who, process.who);
+    STORE(&c->owner.who, LOAD(&process.who));
     STORE(&c->owner.tid, me.tid);
     STORE(&c->since, clock_ns(CLOCK_MONOTONIC_COARSE));
     c->owner.method = *method;
@@ -344,13 +358,26 @@ static inline void cell_back(Cell *c) {
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* Give the outermost level back. */
-static inline void cell_end(Cell *c) {
+/* Somebody may wait for a guard: from here on, what it has read of epoch is old. */
+static void __attribute__((noinline)) cell_tell(Cell *c) {
+    STORE(&c->flags, LOAD(&c->flags) & ~(uint32_t)GUARDED);
+    __atomic_store_n(&c->epoch, LOAD(&c->epoch) + 1, __ATOMIC_SEQ_CST);
+}
+
+/* Give the outermost level back, and tell no guard. */
+static inline void cell_end_quietly(Cell *c) {
     if (UNLIKELY(cell_waiting(c))) cell_offer(c);
     __atomic_store_n(&c->owner.depth, 0, __ATOMIC_RELEASE);
     STORE(&c->owner.who, 0); /* a death before the next owner has written its name must not be blamed on me */
     me.held--;
     pthread_mutex_unlock(&c->mutex);
+}
+
+static inline void cell_end(Cell *c) {
+    int guarded = UNLIKELY(LOAD(&c->flags) & GUARDED) != 0;
+    if (UNLIKELY(guarded)) cell_tell(c);
+    cell_end_quietly(c);
+    if (UNLIKELY(guarded)) futex_wake(&c->epoch, INT_MAX);
 }
 
 /* Give one level back. */
@@ -424,6 +451,16 @@ static int waiter_sleep(Cell *c, Waiter *w, uint64_t deadline) {
     int rc = futex_sleep(word_of(c), word | FUTEX_WAITERS, until);
     if (rc != EAGAIN) w->slept = 1;
     return rc == EINTR ? EINTR : 0;
+}
+
+/* One bounded sleep of one that waits for a guard, who does not hold the lock.  1: look again; ETIMEDOUT: slept; EINTR. */
+static int guard_sleep(Cell *c, Waiter *w, uint32_t epoch, uint64_t deadline) {
+    uint64_t now = clock_ns(CLOCK_MONOTONIC), until = now + EXAMINE_AFTER;
+    uint32_t word = word_load(c);
+    if (__atomic_load_n(&c->epoch, __ATOMIC_SEQ_CST) != epoch || word & FUTEX_OWNER_DIED) return 1;
+    if (word & FUTEX_TID_MASK) waiter_look(c, w, word, now);
+    int rc = futex_sleep(&c->epoch, epoch, until < deadline ? until : deadline);
+    return rc == EINTR || rc == ETIMEDOUT ? rc : 1;
 }
 
 /* A newcomer lets those pass who have waited long.  If nobody took the lock in that time, whoever was counted is

@@ -1,8 +1,8 @@
 /* The Python types over the robust mutex of _lock.h and the areas of _segment.h, and the fast path of a locked call.
  *
  * Everything between the lock taken and the lock given back is C: no bytecode boundary of ours lies there, so an
- * interrupt cannot leave a lock held.  Without the GIL: ownership is per thread and lives in _lock.h; what one object
- * has besides is written once (segment, resource), atomic (cell, next_check), or under its own guard (Segment).
+ * interrupt cannot leave a lock held.  Ownership is per thread and lives in _lock.h; what an object has besides says
+ * beside each field what protects it without the GIL.  "Once" means: before any other thread can have the object.
  */
 
 /* ==== 1. Includes ==== */
@@ -12,12 +12,16 @@
 #include <structmember.h>
 
 #include "_segment.h"
+#include "_state.h"
 
 /* ==== 2. Module state and small helpers ==== */
 
+/* Written when the module is imported, under the import lock, before there is a lock or a locked method.  A lockable.py
+ * that is reloaded writes the last three again: what was there stays alive, as a thread may be in it. */
 typedef struct {
     PyObject *segment_type;
     PyObject *mutex_base;      /* the C type */
+    PyObject *view_type;
     PyTypeObject *mutex_type;  /* its subclass in backends/shm.py, whose calls go the short way */
     PyTypeObject *handle_type; /* the base of what a locked call accepts: locks of other backends are called by name */
     PyObject *not_initialized; /* function(obj): raises */
@@ -39,6 +43,25 @@ static int call_hook(void *self, const char *name, PyObject *arg) {
     int truth = PyObject_IsTrue(result);
     Py_DECREF(result);
     return truth;
+}
+
+/* Restore a fetched exception, if there was one; or it becomes the context of one that was raised since. */
+static void restore_before(PyObject *type, PyObject *error, PyObject *trace) {
+    PyObject *newer_type, *newer, *newer_trace;
+    if (!type) return;
+    PyErr_Fetch(&newer_type, &newer, &newer_trace);
+    if (!newer_type) {
+        PyErr_Restore(type, error, trace);
+        return;
+    }
+    PyErr_NormalizeException(&newer_type, &newer, &newer_trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace) PyException_SetTraceback(error, trace);
+    PyException_SetContext(newer, Py_NewRef(error));
+    PyErr_Restore(newer_type, newer, newer_trace);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
 }
 
 /* A time-out in seconds as nanoseconds: None is FOREVER, and whatever is not above zero is 0: try once. */
@@ -64,7 +87,7 @@ static int parse_timeout(PyObject *timeout, uint64_t *ns) {
 
 typedef struct {
     PyObject_HEAD
-    Area area;
+    Area area; /* see there */
 } Segment;
 
 /* Segment(fd, length, least): map up to length bytes of the file, at least least where address space is short.
@@ -117,11 +140,9 @@ static Cell *segment_place(Segment *self, PyObject *number) {
 
 /* holds(offset): does the file reach so far?  Beyond its end there is no memory behind the mapping. */
 static PyObject *segment_holds(Segment *self, PyObject *arg) {
-    struct stat file;
     size_t offset = PyLong_AsSize_t(arg);
     if (offset == (size_t)-1 && PyErr_Occurred()) return NULL;
-    return PyBool_FromLong(area_file(&self->area, &file) && file.st_size > CELL_SIZE
-                           && offset <= (size_t)file.st_size - CELL_SIZE);
+    return PyBool_FromLong(area_reaches(&self->area, offset));
 }
 
 /* make(offset): initialise a cell of a file that is not published yet. */
@@ -138,6 +159,11 @@ static PyObject *segment_revive(Segment *self, PyObject *arg) {
     if (!c) return NULL;
     cell_revive(c);
     Py_RETURN_NONE;
+}
+
+/* The whole mapping, for Python to read and write; it stays as long as the buffer is in use. */
+static int segment_getbuffer(Segment *self, Py_buffer *view, int flags) {
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->area.base, (Py_ssize_t)self->area.length, 0, flags);
 }
 
 static PyMemberDef segment_members[] = {
@@ -161,6 +187,7 @@ static PyType_Slot segment_slots[] = {
     {Py_tp_dealloc, segment_dealloc},
     {Py_tp_members, segment_members},
     {Py_tp_methods, segment_methods},
+    {Py_bf_getbuffer, segment_getbuffer},
     {0},
 };
 
@@ -171,15 +198,26 @@ static PyType_Spec segment_spec = {"coheld._native.Segment", sizeof(Segment), 0,
 
 typedef struct {
     PyObject_HEAD
-    Cell *cell;           /* NULL: not attached (yet).  Replaced only where it is marked REMOVED, and such a cell is held
-                             by nobody: so whoever holds a cell releases the one that it took */
-    Segment *segment;     /* strong; keeps the cell mapped */
-    PyObject *resource;   /* what it is and how to attach, for lockable.py */
-    PyObject *weakrefs;
-    uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none */
-    uint32_t forks;       /* of this process when the handle was made: a child may have the cell of an older one */
-    char shared;          /* others may have the cell, by pickle or by name: it is never reused */
+    Cell *cell;           /* atomic.  NULL: not attached (yet).  Replaced only where it is marked REMOVED, and such a cell
+                             is held by nobody: so whoever holds a cell releases the one that it took */
+    Segment *segment;     /* strong; keeps the cell mapped.  Atomic; written under the guard of the handles (base.py), and
+                             one that is replaced is never freed, so that a borrowed reference stays good */
+    size_t offset;        /* of the cell in the segment.  Once: another segment of the name has it in the same place */
+    PyObject *resource;   /* what it is and how to attach, for base.py.  Once */
+    PyObject *weakrefs;   /* the interpreter's */
+    View *view;           /* of the shared state; NULL: not looked at yet.  Replaced only by one that refers to its siblings.
+                             Atomic; one that is replaced is not freed while the handle lives */
+    View *pending;        /* borrowed: the view, where the owner may have changed something; else NULL.  By the owner only,
+                             as the next two are */
+    int atomic;           /* how many atomic calls it is in */
+    char guarding;        /* it is in a guard, and may not write */
+    uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
+    uint32_t forks;       /* of this process when the handle was made: a child may have the cell of an older one.  Once */
+    char shared;          /* others may have the cell, by pickle or by name: it is never reused.  Goes up, never down, by
+                             one who has the handle; read when nobody has it any more */
 } Mutex;
+
+static inline Cell *cell_of(Mutex *self) { return __atomic_load_n(&self->cell, __ATOMIC_ACQUIRE); }
 
 static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
     Cell *c = area_cell(&segment->area, offset);
@@ -188,7 +226,9 @@ static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
         return -1;
     }
     /* A segment that is replaced stays mapped for ever: a thread may still be on its way out of the old cell. */
-    self->segment = (Segment *)Py_NewRef(segment);
+    STORE(&self->offset, offset);
+    __atomic_store_n(&self->segment, (Segment *)Py_NewRef(segment), __ATOMIC_RELEASE);
+    __atomic_store_n(&self->view, NULL, __ATOMIC_RELEASE); /* of the cell before: stays, for the same reason */
     __atomic_store_n(&self->cell, c, __ATOMIC_RELEASE);
     return 0;
 }
@@ -204,7 +244,7 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     if (!self) return NULL;
     self->resource = Py_NewRef(resource);
     self->next_check = FOREVER;
-    self->forks = process.forks;
+    self->forks = LOAD(&process.forks);
     if (segment == Py_None) return (PyObject *)self;
     if (!PyObject_TypeCheck(segment, (PyTypeObject *)state->segment_type))
         PyErr_SetString(PyExc_TypeError, "segment must be a Segment");
@@ -212,6 +252,15 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
         return (PyObject *)self;
     Py_DECREF(self);
     return NULL;
+}
+
+/* The file of the state goes before its cell is somebody else's.  What is raised here is nobody's. */
+static void mutex_drop_state(Mutex *self) {
+    PyObject *type, *error, *trace;
+    if (!self->view || !LOAD(&self->cell->version)) return;
+    PyErr_Fetch(&type, &error, &trace);
+    if (hook_of(self->view, "_unlink", "()")) PyErr_WriteUnraisable((PyObject *)self->view);
+    PyErr_Restore(type, error, trace);
 }
 
 /* A cell goes back to its arena only if no other process can know it and nobody holds it.  Held by a thread of this
@@ -222,16 +271,31 @@ static void mutex_dealloc(Mutex *self) {
     if (self->cell) {
         Cell *c = self->cell;
         if (word_load(c) & FUTEX_TID_MASK) {
-            if (LOAD(&c->owner.who) == process.who) Py_INCREF(self->segment);
-        } else if (self->forks == process.forks && !self->shared) {
+            if (LOAD(&c->owner.who) == LOAD(&process.who)) Py_INCREF(self->segment);
+        } else if (self->forks == LOAD(&process.forks) && !self->shared) {
+            mutex_drop_state(self);
             __atomic_store_n(word_of(c), 0, __ATOMIC_RELEASE); /* the death of an owner before is no news to the next */
             area_give_back(&self->segment->area, c);
         }
     }
+    Py_XDECREF(self->view);
     Py_XDECREF(self->segment);
     Py_XDECREF(self->resource);
     type->tp_free(self);
     Py_DECREF(type);
+}
+
+/* What an owner of this process had not committed never was: it died, or was given up by what it called. */
+static void __attribute__((noinline)) mutex_discard(Mutex *self) {
+    View *view = self->pending;
+    self->pending = NULL;
+    view_discard(view);
+}
+
+/* Give one level back, without a commit. */
+static void mutex_abandon(Mutex *self, Cell *c) {
+    if (self->pending) mutex_discard(self);
+    cell_release(c);
 }
 
 /* Do I hold it?  Also in a child that a hook or a signal's handler has forked, which does not know itself yet. */
@@ -319,7 +383,7 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
         Py_XDECREF(until);
         if (gone < 0) goto failed;
         if (!gone) {
-            cell_release(c);
+            mutex_abandon(self, c);
             return ETIMEDOUT;
         }
     }
@@ -327,16 +391,19 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
         STORE(&self->next_check, LOAD(&c->since) + SLICE);
         int linked = settle_by(self, c, "_look", obj);
         if (linked < 0) goto failed;
-        if (!linked) STORE(&c->flags, LOAD(&c->flags) | REMOVED);
+        if (!linked) cell_retire(c);
     }
     if (LOAD(&c->flags) & REMOVED) {
-        cell_release(c);
-        return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
+        PyObject *left = PyLong_FromVoidPtr(c);
+        mutex_abandon(self, c);
+        int attached = left ? call_hook(self, "_attach", left) : -1;
+        Py_XDECREF(left);
+        return attached < 0 ? -1 : 0;
     }
     if (LOAD(&c->flags) & RECOVERING && settle_by(self, c, "_recover", obj) < 0) goto failed;
     return 1;
 failed:
-    if (still_mine(c)) cell_release(c);
+    if (still_mine(c)) mutex_abandon(self, c);
     return -1;
 }
 
@@ -344,7 +411,7 @@ failed:
 static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
     uint64_t deadline = 0;
     for (;;) {
-        Cell *c = __atomic_load_n(&self->cell, __ATOMIC_ACQUIRE);
+        Cell *c = cell_of(self);
         Record dead;
         int rc;
         if (UNLIKELY(!c)) {
@@ -369,6 +436,8 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
             return rc < 0 ? -1 : 0;
         }
         cell_begin(c, method);
+        self->atomic = self->guarding = 0;
+        if (UNLIKELY(self->pending != NULL)) mutex_discard(self); /* of a thread that ended here, or before the fork */
         if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED | WARDED)) && LOAD(&c->since) < LOAD(&self->next_check)))
             return 1;
         if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
@@ -377,13 +446,31 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
     }
 }
 
-/* One level back.  0, or -1: not mine, nothing changed; the caller says so. */
+/* The changes so far become the last commit.  0, or -1: raised, the last commit stands.  An exception that is there
+ * already stays, or becomes the context of the new one. */
+static int __attribute__((noinline)) mutex_commit(Mutex *self) {
+    PyObject *type, *error, *trace;
+    int rc = 0;
+    PyErr_Fetch(&type, &error, &trace);
+    while (self->pending && !rc) { /* again, if a signal's handler has changed more meanwhile */
+        rc = view_commit(self->pending);
+        if (self->pending && (rc || !view_marked(self->pending))) self->pending = NULL; /* before: a child forks with it */
+    }
+    restore_before(type, error, trace);
+    return rc;
+}
+
+/* One level back.  0.  -1: not mine, nothing changed; the caller says so.  -2: given back, and the commit has raised. */
 static inline int mutex_release(Mutex *self) {
-    Cell *c = self->cell;
-    if (UNLIKELY(!c)) return -1;
-    if (UNLIKELY(!still_mine(c))) return -1;
+    Cell *c = cell_of(self);
+    int rc = 0;
+    if (UNLIKELY(!c || !still_mine(c))) return -1;
+    if (UNLIKELY(self->pending != NULL) && LOAD(&c->owner.depth) == 1) {
+        rc = mutex_commit(self) ? -2 : 0;
+        if (UNLIKELY(!still_mine(c))) return rc ? rc : -1; /* a handler has forked, and this is the child */
+    }
     cell_release(c);
-    return 0;
+    return rc;
 }
 
 static const Label no_label = {{0}};
@@ -400,11 +487,9 @@ static int parse_acquire(PyObject *args, PyObject *kwargs, uint64_t *timeout) {
 }
 
 static PyObject *release_or_raise(Mutex *self) {
-    if (mutex_release(self)) {
-        call_hook(self, "_not_owner", NULL);
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    int rc = mutex_release(self);
+    if (UNLIKELY(rc == -1)) call_hook(self, "_not_owner", NULL);
+    return rc ? NULL : Py_NewRef(Py_None);
 }
 
 #define ACQUIRE_DOC                                                                                                  \
@@ -447,56 +532,57 @@ static PyObject *mutex_watch(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     Py_RETURN_NONE;
 }
 
-static PyObject *not_attached(void) {
-    PyErr_SetString(PyExc_RuntimeError, "not attached to a lock");
-    return NULL;
-}
+static PyObject *not_attached(void) { return PyErr_Format(PyExc_RuntimeError, "not attached to a lock"); }
 
 /* _flag(bit, up): the caller holds the lock. */
 static PyObject *mutex_flag(Mutex *self, PyObject *args) {
     unsigned bit;
     int up;
     if (!PyArg_ParseTuple(args, "Ip:_flag", &bit, &up)) return NULL;
-    if (!self->cell) return not_attached();
-    if (!still_mine(self->cell)) {
-        call_hook(self, "_not_owner", NULL);
-        return NULL;
-    }
-    uint32_t flags = LOAD(&self->cell->flags);
-    STORE(&self->cell->flags, up ? flags | bit : flags & ~bit);
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
+    if (!still_mine(c)) return call_hook(self, "_not_owner", NULL), NULL;
+    uint32_t flags = LOAD(&c->flags);
+    if (up && bit & REMOVED) cell_retire(c);
+    STORE(&c->flags, up ? flags | bit : flags & ~bit);
     Py_RETURN_NONE;
 }
 
 /* _record() -> (depth, since_ns, (pid, start, tid, method)): the owner, or where depth is 0 the last one. */
 static PyObject *mutex_record(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    if (!self->cell) return not_attached();
-    Cell *c = self->cell;
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
     unsigned depth = word_load(c) & FUTEX_TID_MASK ? __atomic_load_n(&c->owner.depth, __ATOMIC_ACQUIRE) : 0;
     return Py_BuildValue("IKN", depth, (unsigned long long)LOAD(&c->since), record_tuple(&c->owner));
 }
 
 /* _dead() -> (pid, start, tid, method) of the owner whose work __recover__ has to look at. */
 static PyObject *mutex_dead(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    return self->cell ? record_tuple(&self->cell->dead) : not_attached();
+    Cell *c = cell_of(self);
+    return c ? record_tuple(&c->dead) : not_attached();
 }
 
 /* _counters() -> (acquisitions, contended, recoveries, waiters) */
 static PyObject *mutex_counters(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    if (!self->cell) return not_attached();
-    Cell *c = self->cell;
-    return Py_BuildValue("KKKI", (unsigned long long)LOAD(&c->acquisitions), (unsigned long long)LOAD(&c->contended),
-                         (unsigned long long)LOAD(&c->recoveries), cell_waiting(c));
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
+    return Py_BuildValue("KKII", (unsigned long long)LOAD(&c->acquisitions), (unsigned long long)LOAD(&c->contended),
+                         LOAD(&c->recoveries), cell_waiting(c));
 }
 
 static PyObject *mutex_get_flags(Mutex *self, void *Py_UNUSED(closure)) {
-    return self->cell ? PyLong_FromUnsignedLong(LOAD(&self->cell->flags)) : not_attached();
+    Cell *c = cell_of(self);
+    return c ? PyLong_FromUnsignedLong(LOAD(&c->flags)) : not_attached();
 }
 
 static PyObject *mutex_get_offset(Mutex *self, void *Py_UNUSED(closure)) {
-    return self->cell ? PyLong_FromSsize_t((char *)self->cell - self->segment->area.base) : not_attached();
+    return cell_of(self) ? PyLong_FromSize_t(LOAD(&self->offset)) : not_attached();
 }
 
-static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->cell != NULL); }
+static PyObject *mutex_get_place(Mutex *self, void *Py_UNUSED(closure)) { return PyLong_FromVoidPtr(cell_of(self)); }
+static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(!!cell_of(self)); }
+
+#include "_shared.h"
 
 static PyMethodDef mutex_methods[] = {
     {"acquire", (PyCFunction)(void (*)(void))mutex_py_acquire, METH_VARARGS | METH_KEYWORDS, ACQUIRE_DOC},
@@ -506,6 +592,14 @@ static PyMethodDef mutex_methods[] = {
     {"bind", (PyCFunction)mutex_bind, METH_VARARGS, "bind(segment, offset): this cell from now on."},
     {"watch", (PyCFunction)mutex_watch, METH_NOARGS, "watch(): ask _look() about once a second."},
     {"_flag", (PyCFunction)mutex_flag, METH_VARARGS, "_flag(bit, up): by the owner only."},
+    {"_mine", (PyCFunction)mutex_mine, METH_NOARGS, "_mine(): does the calling thread hold it?"},
+    {"_adopt", (PyCFunction)mutex_adopt, METH_VARARGS, "_adopt(view, former) -> is it settled which view is used?"},
+    {"_put", (PyCFunction)mutex_put, METH_VARARGS, "_put(index, value, mark): the owner's value of a field."},
+    {"_commit", (PyCFunction)mutex_py_commit, METH_NOARGS, "_commit(): the owner's changes become the last commit."},
+    {"_discard", (PyCFunction)mutex_py_discard, METH_NOARGS, "_discard(): the owner's changes are dropped."},
+    {"_suspend", (PyCFunction)mutex_suspend, METH_O, "_suspend(loud) -> epoch: the owner gives all levels back."},
+    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline): until somebody has released since."},
+    {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline) -> got."},
     {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
     {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},
     {"_counters", (PyCFunction)mutex_counters, METH_NOARGS, "_counters(): (acquisitions, contended, recoveries, waiters)."},
@@ -516,13 +610,19 @@ static PyMemberDef mutex_members[] = {
     {"resource", T_OBJECT_EX, offsetof(Mutex, resource), READONLY, "What it locks, and how to attach to it."},
     {"segment", T_OBJECT, offsetof(Mutex, segment), READONLY, "Where its cell is mapped, or None."},
     {"shared", T_BOOL, offsetof(Mutex, shared), 0, "It left this process: its cell is not reused."},
+    {"atomic", T_INT, offsetof(Mutex, atomic), 0, "How many atomic calls the owner is in."},
+    {"guarding", T_BOOL, offsetof(Mutex, guarding), 0, "The owner is in a guard."},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Mutex, weakrefs), READONLY, NULL},
     {NULL},
 };
 
 static PyGetSetDef mutex_getset[] = {
+    {"version", (getter)mutex_get_version, NULL, "The word of the shared state; 0: none was committed.", NULL},
+    {"pending", (getter)mutex_get_pending, NULL, "Has the owner touched what may be changed now?", NULL},
+    {"view", (getter)mutex_get_view, NULL, "The View of the shared state, or None.", NULL},
     {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED | WARDED.", NULL},
     {"offset", (getter)mutex_get_offset, NULL, "Where the cell is in its segment, bytes.", NULL},
+    {"place", (getter)mutex_get_place, NULL, "Where the cell is in this process; 0: there is none.", NULL},
     {"attached", (getter)mutex_get_attached, NULL, "Is there a cell?", NULL},
     {NULL},
 };
@@ -583,10 +683,11 @@ static inline int lock_take(State *state, PyObject *lock, PyObject *obj, const L
     return take_by_name(lock, obj, method, timeout);
 }
 
-/* 0, or -1 and an exception.  One that is there already stays. */
+/* 0, or -1 and an exception.  One that is there already stays, but for what a commit raises. */
 static inline int lock_give(State *state, PyObject *lock) {
     if (UNLIKELY(Py_TYPE(lock) != state->mutex_type)) return give_by_name(lock);
-    if (LIKELY(!mutex_release((Mutex *)lock))) return 0;
+    int rc = mutex_release((Mutex *)lock);
+    if (LIKELY(!rc)) return 0;
     if (!PyErr_Occurred()) call_hook(lock, "_not_owner", NULL);
     return -1;
 }
@@ -632,139 +733,10 @@ static PyType_Slot base_slots[] = {
 
 static PyType_Spec base_spec = {"coheld._native.LockableBase", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, base_slots};
 
-/* ==== 6. LockedMethod: what @Lockable.locked makes of a function ==== */
+/* ==== 6. Field and LockedMethod ==== */
 
-typedef struct {
-    PyObject_HEAD
-    vectorcallfunc vectorcall;
-    State *state; /* of the module, which the type keeps alive */
-    PyObject *func;
-    PyObject *timeout; /* as given, seconds or None */
-    PyObject *dict;
-    PyObject *weakrefs;
-    uint64_t timeout_ns;
-    Label label;
-} LockedMethod;
-
-/* Lock, call, unlock, with no bytecode of ours between.  An exception of the call is what the caller sees, also
- * where the lock was not ours to give back (a forked child that returns from its parent's call). */
-static PyObject *locked_call(LockedMethod *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
-    if (UNLIKELY(!PyVectorcall_NARGS(nargsf)))
-        return PyErr_Format(PyExc_TypeError, "%R must be called with its instance as the first argument", self);
-    PyObject *obj = args[0];
-    PyObject *lock = lock_of(self->state, obj);
-    if (UNLIKELY(!lock)) return NULL;
-    PyObject *result = NULL;
-    int rc = lock_take(self->state, lock, obj, &self->label, self->timeout_ns);
-    if (LIKELY(rc > 0)) {
-        result = PyObject_Vectorcall(self->func, args, nargsf, kwnames);
-        if (UNLIKELY(lock_give(self->state, lock))) Py_CLEAR(result);
-    } else if (!rc) {
-        call_hook(lock, "_timed_out", self->timeout);
-    }
-    Py_DECREF(lock);
-    return result;
-}
-
-/* LockedMethod(func, timeout, label: bytes) */
-static PyObject *locked_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
-    PyObject *func, *timeout;
-    const char *label;
-    Py_ssize_t size;
-    uint64_t ns;
-    if (!PyArg_ParseTuple(args, "OOy#:LockedMethod", &func, &timeout, &label, &size) || parse_timeout(timeout, &ns))
-        return NULL;
-    LockedMethod *self = (LockedMethod *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
-    self->vectorcall = (vectorcallfunc)locked_call;
-    self->state = PyType_GetModuleState(type);
-    self->func = Py_NewRef(func);
-    self->timeout = Py_NewRef(timeout);
-    self->timeout_ns = ns;
-    memcpy(self->label.text, label, (size_t)(size < LABEL_SIZE ? size : LABEL_SIZE));
-    return (PyObject *)self;
-}
-
-static int locked_traverse(LockedMethod *self, visitproc visit, void *arg) {
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->func);
-    Py_VISIT(self->dict);
-    return 0;
-}
-
-static int locked_clear(LockedMethod *self) {
-    Py_CLEAR(self->func);
-    Py_CLEAR(self->dict);
-    return 0;
-}
-
-static void locked_dealloc(LockedMethod *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (self->weakrefs) PyObject_ClearWeakRefs((PyObject *)self);
-    locked_clear(self);
-    Py_XDECREF(self->timeout);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static PyObject *locked_get(PyObject *self, PyObject *obj, PyObject *Py_UNUSED(type)) {
-    return obj && obj != Py_None ? PyMethod_New(self, obj) : Py_NewRef(self);
-}
-
-/* What the callable does not have itself, it has from the function: __code__, __annotations__, __closure__ …; but it
- * does not claim to be a function: what ships functions by value would then ship the method without its lock. */
-static PyObject *locked_getattr(LockedMethod *self, PyObject *name) {
-    PyObject *value = PyObject_GenericGetAttr((PyObject *)self, name);
-    if (value || !self->func || !PyErr_ExceptionMatches(PyExc_AttributeError)) return value;
-    PyErr_Clear();
-    return PyObject_GetAttr(self->func, name);
-}
-
-static PyObject *locked_repr(LockedMethod *self) { return PyUnicode_FromFormat("<locked %R>", self->func); }
-
-static PyObject *locked_reduce(PyObject *self, PyObject *protocol) {
-    State *state = PyType_GetModuleState(Py_TYPE(self));
-    return PyObject_CallFunctionObjArgs(state->reduce_locked, self, protocol, NULL);
-}
-
-static PyMethodDef locked_methods[] = {
-    {"__reduce_ex__", locked_reduce, METH_O, "By name, or by value for what pickles functions by value."},
-    {NULL},
-};
-
-static PyMemberDef locked_members[] = {
-    {"timeout", T_OBJECT, offsetof(LockedMethod, timeout), READONLY, "Seconds to wait for the lock, or None."},
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(LockedMethod, vectorcall), READONLY, NULL},
-    {"__dictoffset__", T_PYSSIZET, offsetof(LockedMethod, dict), READONLY, NULL},
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(LockedMethod, weakrefs), READONLY, NULL},
-    {NULL},
-};
-
-static PyGetSetDef locked_getset[] = {
-    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
-    {NULL},
-};
-
-static PyType_Slot locked_slots[] = {
-    {Py_tp_doc, "LockedMethod(func, timeout, label): func, called under the lock of its first argument."},
-    {Py_tp_new, locked_new},
-    {Py_tp_dealloc, locked_dealloc},
-    {Py_tp_traverse, locked_traverse},
-    {Py_tp_clear, locked_clear},
-    {Py_tp_call, PyVectorcall_Call},
-    {Py_tp_descr_get, locked_get},
-    {Py_tp_getattro, locked_getattr},
-    {Py_tp_repr, locked_repr},
-    {Py_tp_methods, locked_methods},
-    {Py_tp_members, locked_members},
-    {Py_tp_getset, locked_getset},
-    {0},
-};
-
-static PyType_Spec locked_spec = {
-    "coheld._native.LockedMethod", sizeof(LockedMethod), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, locked_slots};
+#include "_field.h"
+#include "_locked.h"
 
 /* ==== 7. Module ==== */
 
@@ -773,20 +745,18 @@ static PyObject *native_install(PyObject *module, PyObject *args) {
     PyObject *handle_type, *not_initialized, *reduce_locked;
     if (!PyArg_ParseTuple(args, "O!OO:install", &PyType_Type, &handle_type, &not_initialized, &reduce_locked))
         return NULL;
-    Py_XSETREF(state->handle_type, (PyTypeObject *)Py_NewRef(handle_type));
-    Py_XSETREF(state->not_initialized, Py_NewRef(not_initialized));
-    Py_XSETREF(state->reduce_locked, Py_NewRef(reduce_locked));
+    state->handle_type = (PyTypeObject *)Py_NewRef(handle_type);
+    state->not_initialized = Py_NewRef(not_initialized);
+    state->reduce_locked = Py_NewRef(reduce_locked);
     Py_RETURN_NONE;
 }
 
 /* hasten(mutex_type): a subclass of Mutex whose methods none overrides; locked calls need not look them up. */
 static PyObject *native_hasten(PyObject *module, PyObject *type) {
     State *state = PyModule_GetState(module);
-    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, (PyTypeObject *)state->mutex_base)) {
-        PyErr_SetString(PyExc_TypeError, "hasten() takes a subclass of Mutex");
-        return NULL;
-    }
-    Py_XSETREF(state->mutex_type, (PyTypeObject *)Py_NewRef(type));
+    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, (PyTypeObject *)state->mutex_base))
+        return PyErr_Format(PyExc_TypeError, "hasten() takes a subclass of Mutex");
+    state->mutex_type = (PyTypeObject *)Py_NewRef(type);
     Py_RETURN_NONE;
 }
 
@@ -829,22 +799,26 @@ static PyMethodDef module_methods[] = {
 
 static int module_exec(PyObject *module) {
     State *state = PyModule_GetState(module);
-    PyObject *base = NULL, *locked = NULL;
+    PyObject *base = NULL, *locked = NULL, *field = NULL;
     int ok = (state->name_lock = PyUnicode_InternFromString("__lock__"))
         && (state->segment_type = PyType_FromModuleAndSpec(module, &segment_spec, NULL))
         && (state->mutex_base = PyType_FromModuleAndSpec(module, &mutex_spec, NULL))
+        && (state->view_type = PyType_FromModuleAndSpec(module, &view_spec, NULL))
+        && (field = PyType_FromModuleAndSpec(module, &field_spec, NULL))
         && (base = PyType_FromModuleAndSpec(module, &base_spec, NULL))
         && (locked = PyType_FromModuleAndSpec(module, &locked_spec, NULL))
         && !PyModule_AddType(module, (PyTypeObject *)state->segment_type)
         && !PyModule_AddType(module, (PyTypeObject *)state->mutex_base)
+        && !PyModule_AddType(module, (PyTypeObject *)state->view_type) && !PyModule_AddType(module, (PyTypeObject *)field)
         && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
         && !PyModule_AddIntMacro(module, RECOVERING) && !PyModule_AddIntMacro(module, REMOVED)
-        && !PyModule_AddIntMacro(module, WARDED)
+        && !PyModule_AddIntMacro(module, WARDED) && !PyModule_AddIntMacro(module, GUARDED)
         && !PyModule_AddIntMacro(module, CREATED) && !PyModule_AddIntMacro(module, CELL_SIZE)
         && !PyModule_AddIntMacro(module, HEADER_SIZE) && !PyModule_AddIntMacro(module, LAYOUT_VERSION)
         && !PyModule_AddIntMacro(module, HELD_LIMIT) && !PyModule_AddStringConstant(module, "LIBC", "glibc")
         && !PyModule_AddObjectRef(module, "SUPPORTED", lock_check() ? Py_True : Py_False);
     Py_XDECREF(base);
+    Py_XDECREF(field);
     Py_XDECREF(locked);
     return ok ? 0 : -1;
 }
@@ -853,6 +827,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     State *state = PyModule_GetState(module);
     Py_VISIT(state->segment_type);
     Py_VISIT(state->mutex_base);
+    Py_VISIT(state->view_type);
     Py_VISIT(state->mutex_type);
     Py_VISIT(state->handle_type);
     Py_VISIT(state->not_initialized);
@@ -864,6 +839,7 @@ static int module_clear(PyObject *module) {
     State *state = PyModule_GetState(module);
     Py_CLEAR(state->segment_type);
     Py_CLEAR(state->mutex_base);
+    Py_CLEAR(state->view_type);
     Py_CLEAR(state->mutex_type);
     Py_CLEAR(state->handle_type);
     Py_CLEAR(state->not_initialized);

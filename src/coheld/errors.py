@@ -1,6 +1,7 @@
 """Every exception of coheld, split by who must act.
 
-*You* misused the lock: NotInitializedError, NotOwnerError, TooManyLocksError.  *Somebody else* has it: LockTimeout.
+*You* misused the lock: NotInitializedError, NotOwnerError, TooManyLocksError, DeadlockError; or the state:
+NotLockedError, StateError.  *Somebody else* has it: LockTimeout.
 *The place* is not what it should be: IncompatibleError, InsecureError, BackendError.
 
 Each is a CoheldError and the builtin that fits.  The fields are None where they do not apply; errors pickle with them.
@@ -50,6 +51,20 @@ class NotOwnerError(CoheldError, AssertionError, RuntimeError):
 
 class TooManyLocksError(CoheldError, RuntimeError):
     """The thread holds so many locks that the kernel could not free them all if it died; nothing has changed."""
+
+
+class DeadlockError(CoheldError, RuntimeError):
+    """A wait that could never end; it did not begin."""
+
+
+class NotLockedError(CoheldError, RuntimeError):
+    """A change of shared state without the lock, which would be lost or lose another; nothing has changed."""
+
+
+class StateError(CoheldError, ValueError):
+    """A value that the type of its shared field does not allow, or a state that is too large; the last commit stands.
+
+    Raised by the assignment, or where the lock is given back, which it is."""
 
 
 class LockTimeout(CoheldError, TimeoutError):

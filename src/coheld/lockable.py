@@ -10,14 +10,16 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, overload
 
 from . import mutex as _mutex
-from . import native
+from . import native, state
 from .backends.base import Handle
-from .errors import NotInitializedError
+from .errors import CoheldError, NotInitializedError, NotLockedError
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _MISSING: Any = object()
 
@@ -43,6 +45,8 @@ class Lockable(native.LockableBase):
     def __init__(
         self, *args: Any, lock_name: str | None = None, lock_backend: str | None = None, **kwargs: Any
     ) -> None:
+        if state.unsettled and (settle := state.unsettled.get(id(type(self)))):
+            settle()
         lock = _hang_lock(self, lock_name, lock_backend)
         init = super().__init__
         if getattr(init, "__objclass__", None) is not object or type(self).__new__ is object.__new__:
@@ -53,32 +57,61 @@ class Lockable(native.LockableBase):
     @staticmethod
     def locked(fn: F, /) -> F: ...
 
+    # One option at least: if obj.locked(): must not be true.
     @overload
     @staticmethod
-    def locked(*, timeout: float | None) -> Callable[[F], F]: ...
+    def locked(
+        *, timeout: float | None, when: Callable[[Any], object] | None = ..., atomic: bool = ...
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    @staticmethod
+    def locked(
+        *, when: Callable[[Any], object] | None, timeout: float | None = ..., atomic: bool = ...
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    @staticmethod
+    def locked(
+        *, atomic: bool, timeout: float | None = ..., when: Callable[[Any], object] | None = ...
+    ) -> Callable[[F], F]: ...
 
     @staticmethod
-    def locked(fn: Any = _MISSING, /, *, timeout: Any = _MISSING) -> Any:
+    def locked(fn: Any = _MISSING, /, **options: Any) -> Any:
         """Decorate a method so that it runs with its object locked; the lock is given back when it returns or raises.
 
         A locked method may call others of the same object.  A call blocks until the lock is held: for ever, or for
         timeout seconds, then it raises LockTimeout and the method has not run.
 
+        when: a guard, a function of the object.  It is called under the lock and may only look; where it is false, the
+        lock is given up, and the guard is called again whenever another caller has given the lock back, or has died
+        with it.  The timeout is that of both.  A false guard where the caller has the lock already raises
+        DeadlockError: nobody else could make it true.
+
+        atomic: if the method raises, the shared fields are again as they were when it was called.
+
         Raises: TypeError: if what is decorated is not a plain function or callable: a coroutine or generator function
-        (its body would run unlocked), a staticmethod, classmethod or property; or if timeout is not a number.
+        (its body would run unlocked), a staticmethod, classmethod or property; or if an option is none.
         """
-        if timeout is _MISSING:
-            return _locked(fn, None)
+        if not options:
+            return _locked(fn)
         if fn is not _MISSING:
             raise TypeError("use @Lockable.locked(timeout=…) on its own, without the function")
-        native.LockedMethod(id, timeout, b"")  # a bad timeout shows here, not at the first call
-        return functools.partial(_locked, timeout=timeout)
+        _check_options(**options)  # a bad one shows here, not at the first call
+        return functools.partial(_locked, **options)
+
+    def __init_subclass__(cls, *, max_state: int | None = None, **kwargs: Any) -> None:
+        """max_state: how large the shared state may be, in bytes of MessagePack; default 64 MiB."""
+        super().__init_subclass__(**kwargs)
+        state.declare(cls, max_state)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(max(int(protocol), 2))
         lock = native.peek(self)
         if isinstance(reduced, str) or lock is None:
             return reduced
+        if schema := state.schema_of(type(self)):
+            _bind_quietly(schema, lock)  # the lock then knows how to copy its state
         make, args, *rest = reduced
         return (_rebuild, (lock, make, args), *rest)
 
@@ -104,11 +137,46 @@ def _rebuild(lock: Handle, make: Callable[..., Any], args: tuple[Any, ...]) -> A
     return obj
 
 
-def _locked(fn: Any, timeout: float | None) -> Any:
+def _locked(fn: Any, timeout: float | None = None, when: Any = None, atomic: bool = False) -> Any:
     _refuse(fn)
     label = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition("<locals>.")[2]
-    method = native.LockedMethod(fn, timeout, label.encode(errors="replace")[-32:])
+    method = native.LockedMethod(fn, timeout, label.encode(errors="replace")[-32:], when, atomic)
     return functools.update_wrapper(method, fn)
+
+
+def _check_options(timeout: float | None = None, when: Any = None, atomic: bool = False) -> None:
+    native.LockedMethod(id, timeout, b"")
+    if when is not None and not callable(when):
+        raise TypeError(f"when must be a function of the object, not {type(when).__name__}")
+    if inspect.iscoroutinefunction(when):
+        raise TypeError("when must be a plain function: what a coroutine function returns is always true")
+    if not isinstance(atomic, bool):
+        raise TypeError(f"atomic must be True or False, not {type(atomic).__name__}")
+
+
+def _bind_quietly(schema: Any, lock: Any) -> None:
+    """Loading and copying never raise for a lock that cannot be reached; the first call says why."""
+    with suppress(CoheldError, OSError):
+        schema.bind(lock)
+
+
+def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = None) -> T:
+    """Wait, with the object's lock held, until predicate() is true; its value.
+
+    The calling thread must hold the lock. While the predicate is false, the lock is given up, however many levels of it
+    are held, and what was changed so far becomes visible to others; predicate is called again, with the lock, whenever
+    another caller has given the lock back, or has died with it.  It may only look.  The lock is held again when this
+    returns or raises.  Containers that were read before the wait are detached: read them again.  timeout in seconds;
+    None: for ever.
+
+    Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.
+    DeadlockError: inside of an atomic call that has changed something.
+    """
+    lock: Handle = native.lock_of(obj)
+    native.LockedMethod(id, timeout, b"")  # a bad timeout raises
+    if not (lock.attached and lock._mine()):
+        raise NotLockedError(f"{lock.label}: wait_for is for who holds the lock", resource=lock.label)
+    return lock.wait_for(obj, predicate, timeout)
 
 
 def _refuse(fn: Any) -> None:
@@ -147,12 +215,12 @@ def _body_of(fn: Any) -> Any:
 def _reduce_locked(method: Any, protocol: int) -> Any:
     """A locked method pickles by its name, as functions do; by value where functions do."""
     if _pickled_by_value(method):
-        return _locked_again, (method.__wrapped__, method.timeout), method.__dict__
+        return _locked_again, (method.__wrapped__, method.timeout, method.when, method.atomic), method.__dict__
     return method.__qualname__
 
 
-def _locked_again(fn: Any, timeout: float | None) -> Any:
-    return _locked(fn, timeout)
+def _locked_again(fn: Any, *options: Any) -> Any:
+    return _locked(fn, *options)
 
 
 def _pickled_by_value(method: Any) -> bool:

@@ -1,12 +1,22 @@
-"""How long to wait, as users say it and as a loop needs it."""
+"""How long to wait, as users say it and as a loop needs it; and waiting until something holds that others bring about:
+one description of it, as a generator, and who serves it.
+
+``until`` yields what it has to wait for, a Step, and is sent what came of it.  ``run`` serves it by blocking the
+thread.
+"""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from ._native import Mutex
+
+T = TypeVar("T")
 FOREVER = math.inf
 _AGES = 9e9  # seconds; 285 years and more are for ever, and no clock can count them in nanoseconds
 _FIRST_NAP, LONGEST_NAP = 0.0002, 0.005
@@ -44,4 +54,84 @@ def naps() -> Iterator[float]:
 
 def left(deadline: float) -> float:
     """Seconds until that time.monotonic(); not above zero once it is there."""
-    return deadline - time.monotonic()
+    return deadline - monotonic()
+
+
+class NotSo(Exception):
+    """The deadline has passed, and it does not hold.  Internal: whoever called says it in his own words."""
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Until a release or a death after that epoch, or the deadline."""
+
+    epoch: int
+    deadline: float
+
+    def block(self, lock: Mutex) -> bool:
+        lock._sleep(self.epoch, self.deadline)
+        return True
+
+
+@dataclass(frozen=True)
+class Take:
+    """The lock, so many levels of it; answered with whether it was got by the deadline."""
+
+    obj: object
+    method: str
+    levels: int
+    deadline: float
+
+    def block(self, lock: Mutex) -> bool:
+        return lock._resume(self.obj, self.method, self.levels, self.deadline)
+
+
+Step = Sleep | Take
+Steps = Generator[Step, bool, T]
+
+
+def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, keep: bool) -> Steps[T]:
+    """What holds() returns once that is true.  The lock is held by who calls; it is given up, all levels of it, while
+    it does not hold, and held again whenever holds() is called.
+
+    keep: it is held at the end, however that comes; else it may not be where this raises.
+    Raises: NotSo: if the deadline passes.
+    """
+    depth, _, (_, _, _, method) = lock._record()
+    first = keep  # who waits inside of a call may have changed something; who waits before it has not
+    while not (value := holds()):
+        if monotonic() >= deadline:
+            raise NotSo
+        take = Take(obj, method, depth, FOREVER if keep else deadline)
+        try:
+            yield Sleep(lock._suspend(first), deadline)
+            got = yield take
+        except BaseException:
+            if keep and not lock._mine():
+                yield take
+            raise
+        if not got:
+            raise NotSo
+        first = False
+    return value
+
+
+def run(steps: Steps[T], lock: Mutex) -> T:
+    """Serve the steps by blocking the calling thread, to their end."""
+    act: Callable[[], Step] = lambda: next(steps)  # noqa: E731
+    while True:
+        try:
+            step = act()
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        act = _answer(steps, step, lock)
+
+
+def _answer(steps: Steps[Any], step: Step, lock: Mutex) -> Callable[[], Step]:
+    try:
+        got = step.block(lock)
+    except BaseException as error:
+        failure = error  # a signal's handler has raised, and the generator sees it where it waits
+        return lambda: steps.throw(failure)
+    return lambda: steps.send(got)

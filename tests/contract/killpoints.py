@@ -1,6 +1,5 @@
 """Kill a process at line N of the package, for N = 1, 2, … until it comes to its end: between any two steps."""
 
-import itertools
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import coheld
+from support import effort
 
 PACKAGE = str(Path(coheld.__file__).parent)
 TIMES = 3
@@ -76,7 +76,7 @@ def _traced(action: Callable[[], object], line: int, strike: Callable[[], None])
 
 def killed_at_each_line(action: Callable[[], object]) -> Iterator[int]:
     """Run the action in a child that is SIGKILLed before line 1, line 2, …; yields the line after each death."""
-    for line in itertools.count(1):
+    for line in effort.steps():
         status = forked(_traced(action, line, _die))
         if status == 0:
             assert line > 1, "nothing of the package was executed"
@@ -88,7 +88,7 @@ def killed_at_each_line(action: Callable[[], object]) -> Iterator[int]:
 
 def interrupted_at_each_line(action: Callable[[], object], afterwards: Callable[[int], object]) -> Iterator[int]:
     """In a child each: Ctrl-C before line 1, line 2, … of the action, then `afterwards(line)`; yields the line."""
-    for line in itertools.count(1):
+    for line in effort.steps():
         reached = forked(_interrupted(action, line, partial(afterwards, line)))
         assert reached in (0, INTERRUPTED), f"the child interrupted before line {line} ended with {reached}"
         if reached == 0:

@@ -41,6 +41,10 @@ def serve(obj):
                 print(all(map(tried, [Lockable() for _ in range(1_000)])))
             case "close":
                 print(close_descriptors())
+            case "fork":
+                if os.fork():
+                    os._exit(0)
+                print(os.getpid())
             case "drop":
                 print(obj := None)
             case "end":
@@ -92,6 +96,12 @@ class Actor:
         """What it prints when told so."""
         self.worker.tell(what)
         return str(self.worker.hear())
+
+    def become_its_child(self) -> None:
+        """It forks and ends; returns when it is gone, and the child answers in its place."""
+        child = int(self.ask("fork"))
+        self._gone()
+        self.pid = child
 
     def end(self) -> None:
         """A normal end; returns when it is gone."""

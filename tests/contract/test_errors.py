@@ -18,13 +18,16 @@ import coheld
 from coheld import (
     BackendError,
     CoheldError,
+    DeadlockError,
     IncompatibleError,
     InsecureError,
     Lockable,
     LockTimeout,
     NotInitializedError,
+    NotLockedError,
     NotOwnerError,
     Owner,
+    StateError,
     TooManyLocksError,
 )
 from contract.observe import CAPABILITIES, elsewhere, held_elsewhere, is_free
@@ -35,6 +38,9 @@ BASES: dict[type[CoheldError], tuple[type[BaseException], ...]] = {
     NotOwnerError: (AssertionError, RuntimeError),
     NotInitializedError: (RuntimeError,),
     TooManyLocksError: (RuntimeError,),
+    DeadlockError: (RuntimeError,),
+    NotLockedError: (RuntimeError,),
+    StateError: (ValueError,),
     LockTimeout: (TimeoutError, OSError),
     IncompatibleError: (RuntimeError,),
     InsecureError: (PermissionError, OSError),

@@ -23,7 +23,7 @@ from coheld.backends import shm, sweeping
 from coheld.process import start_of
 from contract import killpoints, roles, runs
 from contract.places import all_in, arenas_of, had, took
-from support import delays, procs, states
+from support import delays, effort, procs, states
 
 # ---- nothing is left after a normal run --------------------------------------------------------------------
 
@@ -494,7 +494,7 @@ def test_after_ctrl_c_at_any_step_the_next_lock_works_and_nothing_is_left_at_the
 
 # ---- races -------------------------------------------------------------------------------------------------
 
-ROUNDS = 25
+ROUNDS = effort.rounds(25)
 
 
 def make_and_end(link: procs.Link) -> None:
@@ -586,6 +586,79 @@ def test_one_who_attaches_while_it_is_swept_is_told_that_it_is_gone(monkeypatch:
         obj = pickle.loads(bytes.fromhex(maker.lock))
         with pytest.raises(BackendError, match="gone"):
             obj.acquire()
+
+
+def sweep_while(monkeypatch: pytest.MonkeyPatch, directory: Path, event: Callable[[], None]) -> None:
+    """Sweep; the event comes when the first look at what all processes map is over."""
+    look, events = sweeping._mapped_files, [event]
+
+    def look_and_then(directory: str) -> set[str]:
+        mapped = look(directory)
+        if events:
+            events.pop()()
+        return mapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "_mapped_files", look_and_then)
+        sweeping.sweep(str(directory))
+    assert not events, "there was nothing to look for"
+
+
+def test_one_who_attaches_during_a_sweep_and_closes_its_descriptors_keeps_the_lock(
+    coheld_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look has begun before it came, and it has no flock when the look is over."""
+    with ExitStack() as stack, roles.maker() as maker:
+        maker.kill()
+        came: list[roles.Actor] = []
+
+        def attach_and_close() -> None:
+            came.append(stack.enter_context(roles.attached(maker.lock)))
+            came[0].ask("close")
+
+        sweep_while(monkeypatch, coheld_dir, attach_and_close)
+        check_that_it_stays(came[0])
+        came[0].end()
+    assert all_in(coheld_dir) == []
+
+
+def test_one_who_attaches_during_a_sweep_and_is_killed_leaves_nothing(
+    coheld_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with roles.maker() as maker:
+        maker.kill()
+
+        def attach_and_die() -> None:
+            with roles.attached(maker.lock) as other:
+                other.kill()
+
+        sweep_while(monkeypatch, coheld_dir, attach_and_die)
+    assert all_in(coheld_dir) == []
+
+
+def test_one_who_is_forked_during_a_sweep_by_a_daemon_that_ends_keeps_the_lock(
+    coheld_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the sweeper comes to the daemon it is gone, and its child was not there when it listed the processes."""
+    processes = sweeping._processes
+
+    def processes_of_which_one_forks() -> Iterator[str]:
+        parent = daemon.pid
+        for pid in processes():
+            if int(pid) == parent:
+                daemon.become_its_child()
+            yield pid
+
+    with all_of_it_has_ended(), roles.orphan("killed") as daemon:
+        daemon.ask("close")
+        parent = daemon.pid
+        with monkeypatch.context() as patch:
+            patch.setattr(sweeping, "_processes", processes_of_which_one_forks)
+            sweeping.sweep(str(coheld_dir))
+        assert daemon.pid != parent
+        check_that_it_stays(daemon)
+        daemon.end()
+    assert all_in(coheld_dir) == []
 
 
 def fork_and_end(link: procs.Link, data: bytes) -> None:

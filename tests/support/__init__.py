@@ -5,9 +5,11 @@
     procs       real processes with a bounded conversation: start (by fork, spawn, forkserver), program
     exclusion   two independent detectors of overlap, shared by all workers, that also survive killed ones
     seeds       the seed of this run (COHELD_TEST_SEED) and a random.Random for each test
+    effort      how thorough what is repeated is (COHELD_TEST_STRIDE): steps to be killed at, rounds
+    native      the plain C lock as a program of its own
     hygiene     what a test may not leave behind: processes, files; used by conftest.py
     environments  virtual environments, and wheels built here
-    optional    what the ordinary environment lacks: PYATS
+    optional    what the ordinary environment lacks: PYATS, VALGRIND
     watchdog    the hang limit: every stack of every process is dumped, then all are killed
 
 Usual shape of a test with another process:

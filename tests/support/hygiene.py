@@ -27,6 +27,16 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+def stop_ignoring_signals() -> None:
+    """A run in the background (nohup, `&`) begins with some ignored, and whatever it starts would inherit that. A
+    handler is not inherited; this one keeps such a run alive."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def private_directory() -> Iterator[Path]:
     """A new directory in shared memory, for COHELD_DIR. Removed at the end with all that is in it."""

@@ -1,5 +1,6 @@
-"""Packages that some tests are about, and that the ordinary environment does not have."""
+"""What some tests need, and the ordinary environment does not have."""
 
+import shutil
 from importlib import metadata
 
 
@@ -14,3 +15,6 @@ def version_of(distribution: str) -> str | None:
 PYATS = version_of("pyats")
 """Cisco's, not the distribution in compat/. Without it tests/with_pyats, and the examples that are marked so, are left
 to `.ci/run pyats`; the header of a run says which it is."""
+
+VALGRIND = shutil.which("valgrind")
+"""Without it tests/with_valgrind is left to `.ci/run analysis`, which installs it."""

@@ -29,6 +29,7 @@ from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from ..process import at_fork
 from . import files, of_scheme
+from .monitor import Monitor
 
 if TYPE_CHECKING:
     from .._native import Mutex as _Half  # what a backend's own half has to have
@@ -76,7 +77,7 @@ class Resource(Protocol):
         """What messages call it."""
 
 
-class Handle(_Half):
+class Handle(Monitor, _Half):
     """A robust, re-entrant lock; what an object's ``__lock__`` is.  A backend's Mutex is this and its own half, which
     takes and gives back: ``class Mutex(Handle, native.Mutex)``.
 
@@ -114,11 +115,11 @@ class Handle(_Half):
     def create(self, obj: object) -> None:
         """Run ``__create__`` unless it has returned before, wherever; blocks while another process is in it."""
         hook = getattr(type(obj), "__create__", None)
-        if hook is None or self.flags & native.CREATED:
+        if hook is None or self._is_created():
             return
         with self:
-            if not self.flags & native.CREATED:
-                hook(obj)
+            if not self._is_created():
+                self._run_creation(hook, obj)
                 self.created()
 
     def entrust(self, pid: int) -> None:
@@ -145,6 +146,8 @@ class Handle(_Half):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         made: Handle = of_scheme(self.resource.scheme).anonymous()
+        if self.view is not None:
+            self.view._copy_to(made)
         return made
 
     def __reduce__(self) -> tuple[Callable[..., Handle], tuple[object, ...]]:
@@ -154,14 +157,23 @@ class Handle(_Half):
             _handles.known.setdefault(token, self)
         return handle, token
 
+    def attach(self) -> None:
+        """Attach, or attach anew where the name has been taken off. Raises what the place has to say."""
+        if not self.attached or (self.flags & native.REMOVED and not self._linked()):
+            self._attach()
+
     # -- called by the backend's half ----------------------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        """Attach, or attach anew where the cell was removed. Raises what the place has to say."""
+    def _attach(self, left: int | None = None) -> None:
+        """Attach, or attach anew where the cell was removed. Raises what the place has to say.
+
+        Anew only by one who held the cell, saw there that it is removed, and left it (left: its place): whoever looks
+        without the lock may see the mark of a remover that takes it back, as it cannot take the name off.
+        """
         with _handles.guard:
             if self.attached:
-                if not self.flags & native.REMOVED:
-                    return
+                if left not in (None, self.place) or not self.flags & native.REMOVED:
+                    return  # another thread has attached it anew
                 self.resource.retire(self.segment)
             segment, offset = self.resource.attach()
             try:
@@ -194,6 +206,7 @@ class Handle(_Half):
             return
         if hook := getattr(cls, "__recover__", None):
             hook(obj, self.dead())
+            self._commit()  # before the flag: else a guard that waits, or a death in the body, would lose it for good
         self.recovered()
 
     def _ward_path(self) -> str:
@@ -277,5 +290,5 @@ def handle(*token: Any) -> Handle:
     backend = of_scheme(scheme)
     mutex = known(token, lambda: backend.Mutex(backend.resource(*where)))
     with suppress(CoheldError, OSError):
-        mutex._attach()
+        mutex.attach()
     return mutex

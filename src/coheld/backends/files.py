@@ -2,7 +2,8 @@
 
     arena-<pid>-<start>-<random>   the anonymous locks that one process made
     name-<escaped name>            one named lock
-    .new-<pid>-<start>-<random>    either of them, half made
+    .new-<pid>-<start>-<random>    any of them, half made
+    <one of the first two>~<offset>.<generation>    the shared state of one lock in it, see state/store.py
 
 A header stands first in each file.  It is written before the file gets its name, and read before a cell is touched.
 """
@@ -19,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from .. import native
 from ..errors import IncompatibleError, InsecureError
@@ -51,6 +53,12 @@ class Header:
     def pack(self) -> bytes:
         fields = _FIELDS.pack(*(getattr(self, field) for field in self.__dataclass_fields__))
         return fields + _CHECK.pack(zlib.crc32(fields))
+
+
+class Packed(Protocol):
+    """What stands first in a file."""
+
+    def pack(self) -> bytes: ...
 
 
 def header_here(kind: int, name: str = "", *, backend: str, cell_size: int, libc: str, machine: str) -> Header:
@@ -221,7 +229,7 @@ def publish(made: str, path: str) -> None:
 
 
 @contextmanager
-def new_file(directory: str, size: int, header: Header) -> Iterator[tuple[str, int]]:
+def new_file(directory: str, size: int, header: Packed) -> Iterator[tuple[str, int]]:
     """A half-made file with its pages reserved and its header written: its path, and its descriptor, which is the
     caller's.  It is removed if the body fails.
 
@@ -238,7 +246,7 @@ def new_file(directory: str, size: int, header: Header) -> Iterator[tuple[str, i
         raise OSError(error.errno, f"no lock can be made: {error.strerror}", directory) from error
 
 
-def _reserved(path: str, size: int, header: Header) -> int:
+def _reserved(path: str, size: int, header: Packed) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CAREFULLY, 0o600)
     try:
         if sys.platform == "linux":
@@ -286,3 +294,14 @@ def same_file(path: str, identity: tuple[int, int]) -> bool:
     except FileNotFoundError:
         return False
     return (found.st_dev, found.st_ino) == identity
+
+
+def unlink_whole(path: str) -> None:
+    """Remove a file of cells, after the states of its cells: a removal that is broken off is begun anew by the next."""
+    directory, name = os.path.split(path)
+    for entry in os.listdir(directory):
+        if entry.startswith(f"{name}~"):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, entry))
+    with suppress(FileNotFoundError):
+        os.unlink(path)

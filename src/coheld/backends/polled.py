@@ -118,7 +118,7 @@ class Polled(Handle):
     def _flag(self, bit: int, up: bool, /) -> None:
         """By the owner only."""
         cell = self._place()
-        if not self._mine():
+        if not self._hold():
             self._not_owner()
         cell.flags = cell.flags | bit if up else cell.flags & ~bit
 
@@ -138,7 +138,7 @@ class Polled(Handle):
 
     def release(self) -> None:
         """As Lockable.release."""
-        claim = self._mine()
+        claim = self._hold()
         if claim is None:
             self._not_owner()
         if claim.depth > 1:
@@ -146,7 +146,7 @@ class Polled(Handle):
         else:
             self._give(claim)
 
-    def _mine(self) -> claims.Claim | None:
+    def _hold(self) -> claims.Claim | None:
         """The caller's hold."""
         if self._forks != claims.forks():
             self._begin()
@@ -159,7 +159,7 @@ class Polled(Handle):
         """True: held. False: not within the time. obj: whose __recover__ may run; None: nobody's."""
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         while True:
-            if (claim := self._mine()) is not None:
+            if (claim := self._hold()) is not None:
                 return self._again(claim)
             if self._cell is None:
                 self._attach()
@@ -240,14 +240,14 @@ class Polled(Handle):
         enrolled = self._place()
         try:
             for nap in naps():
-                claim = self._mine() or self._try()
+                claim = self._hold() or self._try()
                 if claim is not None:
                     break
                 if left(deadline) <= 0:
                     return None
                 enrolled = self._place()
                 enrolled.enrol(claims.this_thread().who, since)
-                self._sleep(min(nap, left(deadline)))
+                self._doze(min(nap, left(deadline)))
         finally:
             enrolled.leave(claims.this_thread().who)
         if claim is not None and not claim.depth:
@@ -266,9 +266,9 @@ class Polled(Handle):
                 if left(until) <= 0:
                     cell.forget_waiters()
                 return
-            self._sleep(LONGEST_NAP / 5)
+            self._doze(LONGEST_NAP / 5)
 
-    def _sleep(self, seconds: float) -> None:
+    def _doze(self, seconds: float) -> None:
         """Until a thread of this process gives the lock back, or for so long.  Handlers of signals run."""
         alarm = _thread.allocate_lock()
         alarm.acquire()
@@ -299,7 +299,7 @@ class Polled(Handle):
                 return True
             return self._settle(claim, obj, dead, deadline)
         except BaseException:
-            if self._mine() is claim:
+            if self._hold() is claim:
                 self._give(claim)
             elif self._owners.get(0) is claim:
                 self._drop(claim)
@@ -328,7 +328,7 @@ class Polled(Handle):
     def _hook(self, hook: Callable[[Any], Any], argument: Any) -> Any:
         """Call it; a child that it has forked, and that comes back, owns nothing."""
         result = hook(argument)
-        if self._mine() is None:
+        if self._hold() is None:
             self._not_owner()
         return result
 

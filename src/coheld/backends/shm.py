@@ -132,6 +132,10 @@ class Named:
     def attach(self) -> tuple[Segment, int]:
         return _open_named(self.path, self.name), files.NAMED_CELL
 
+    def find(self) -> tuple[Segment, int]:
+        """The same, and nothing is made. Raises: FileNotFoundError: if there is none."""
+        return _map_named(self.path, self.name), files.NAMED_CELL
+
     def retire(self, segment: Segment) -> None:
         """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
         unlink_named(segment)
@@ -258,6 +262,7 @@ def _attach_file(path: str) -> Segment:
         raise _gone(path) from None
     try:
         sweeping.flock_soon(fd, fcntl.LOCK_SH, path)
+        sweeping.touch(fd)
         found = os.fstat(fd)
         if not files.same_file(path, (found.st_dev, found.st_ino)):
             raise _gone(path)
@@ -344,7 +349,7 @@ def unlink_named(segment: Segment) -> None:
     """Take the name off a lock that is marked REMOVED; nothing happens if it has none."""
     with suppress(FileNotFoundError), sweeping.directory_locked(os.path.dirname(segment.path)):
         if files.same_file(segment.path, segment.identity):
-            os.unlink(segment.path)
+            files.unlink_whole(segment.path)
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------------
@@ -356,14 +361,24 @@ def _leave() -> None:
         return
     with suppress(OSError):
         _process.signed_off = sweeping.sign_off()
-        segments = list(_process.segments.values())
+        segments = _own_segments()
         for segment in segments:
             segment.close()
         _process.arena = None
         used = {segment.path for segment in segments}
-        for directory in _process.directories:
+        for directory in _process.directories.copy():
             with suppress(OSError):
                 sweeping.leave(directory, used, _process.shared)
+
+
+def _own_segments() -> list[Segment]:
+    """All that are mapped, though other threads may still map more; one that keeps the guard is not waited for long."""
+    got = _process.guard.acquire(timeout=1)
+    try:
+        return list(_process.segments.values())
+    finally:
+        if got:
+            _process.guard.release()
 
 
 native.hasten(Mutex)

@@ -2,7 +2,11 @@
 
 Who uses an arena has a shared flock on it, so one that can be locked exclusively is in nobody's use, but for two: a
 daemon that closed its descriptors, and a process that is just leaving.  Both still map it.  The second has signed off
-before it closed its own: of several that leave at once, the last to look finds that all the others have.
+before it closed its own: of several that leave at once, the last to look finds that all the others have.  The look
+takes a while, in which neither may be missed: a process that is forked by one not looked at yet, which then ends (the
+processes are listed again until there is no new one); and one that attaches and closes its descriptors (it has set
+the time of the file).  The flock is not kept meanwhile, since who leaves and does not get it trusts that whoever has
+it has not begun to look yet.  tests/models searches all of this.
 """
 
 from __future__ import annotations
@@ -13,12 +17,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from ..errors import BackendError, InsecureError
 from ..process import start_of
-from .files import open_checked
+from .files import open_checked, unlink_whole
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -102,29 +106,63 @@ def _made_in(directory: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _remove_unused(directory: str, paths: list[str]) -> None:
-    if paths := [path for path in paths if _exclusively(path)]:
+    times = {path: _time_if_unused(path) for path in paths}
+    while times := {path: time for path, time in times.items() if time is not None}:
         mapped = _mapped_files(directory)
-        for path in paths:
-            if os.path.basename(path) not in mapped:
-                _unlink_unused(path)
+        free = {path: time for path, time in times.items() if os.path.basename(path) not in mapped}
+        changed = [path for path, time in free.items() if _unlink_unless_touched(path, time)]
+        times = {path: _time_if_unused(path) for path in changed}
+
+
+def _time_if_unused(path: str) -> int | None:
+    """The time of the file, which each who attaches sets; None if a process has a flock on it, or it is gone."""
+    with _exclusively(path) as fd:
+        return None if fd is None else os.fstat(fd).st_mtime_ns
+
+
+def _unlink_unless_touched(path: str, time: int) -> bool:
+    """Remove the file if no process has a flock on it; has somebody attached since that time instead?"""
+    with _exclusively(path) as fd:
+        if fd is None:
+            return False
+        touched = os.fstat(fd).st_mtime_ns != time
+        if not touched:
+            unlink_whole(path)
+        return touched
+
+
+def touch(fd: int) -> None:
+    """By one who attaches and has its flock: a look at all processes that has begun before does not count."""
+    now = time.time_ns()  # the clock of the file system is too coarse to tell two apart
+    os.utime(fd, ns=(now, now))
 
 
 def _unlink_unused(path: str) -> None:
-    _exclusively(path, os.unlink)
+    with _exclusively(path) as fd:
+        if fd is not None:
+            unlink_whole(path)
 
 
-def _exclusively(path: str, action: Callable[[str], object] = str) -> bool:
-    """Run the action on the path if no process has a flock on the file.  An attacher that gets its own only after that
-    finds that the path is gone (shm.attach_arena)."""
-    with suppress(FileNotFoundError, BlockingIOError, InsecureError):
-        fd = open_checked(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            action(path)
-        finally:
+@contextmanager
+def _exclusively(path: str) -> Iterator[int | None]:
+    """The open file, if it is there and no process has a flock on it; nobody gets one meanwhile.  An attacher that gets
+    its own only after that finds that the path is gone (shm.attach_arena)."""
+    fd = _open_if_unused(path)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
             _unlock_and_close(fd)
-        return True
-    return False
+
+
+def _open_if_unused(path: str) -> int | None:
+    with suppress(FileNotFoundError, BlockingIOError, InsecureError), ExitStack() as opened:
+        fd = open_checked(path)
+        opened.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened.pop_all()
+        return fd
+    return None
 
 
 def _mapped_files(directory: str) -> set[str]:
@@ -132,12 +170,20 @@ def _mapped_files(directory: str) -> set[str]:
     needle = b" " + os.fsencode(os.path.realpath(directory)) + b"/"  # as the kernel spells it
     gone = f"/memfd:{_SIGNED_OFF} ".encode()
     found: set[str] = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in _processes():
         with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
             maps = file.read()
             if needle in maps and gone not in maps:
                 found.update(_path_of(line) for line in maps.splitlines() if needle in line)
     return found
+
+
+def _processes() -> Iterator[str]:
+    """All processes, and those that they have forked by the time that one has looked at each."""
+    seen: set[str] = set()
+    while new := set(filter(str.isdigit, os.listdir("/proc"))) - seen:
+        yield from new
+        seen |= new
 
 
 def _path_of(line: bytes) -> str:

@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, Protocol, TypeVar, assert_type
 
-from coheld import CoheldError, Lockable, LockTimeout, NotOwnerError, Owner, Statistics, holder, statistics
+from coheld import (
+    CoheldError,
+    Lockable,
+    LockTimeout,
+    NotOwnerError,
+    Owner,
+    Statistics,
+    holder,
+    shared,
+    snapshot,
+    statistics,
+    wait_for,
+)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -175,3 +187,38 @@ def call(method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 assert_type(call(bed.book, "ann", days=2), list[str])
 assert_type(functools.partial(bed.hurry, "ann")(), list[str])
+
+
+# shared state
+class Shelf(Lockable, max_state=1 << 20):
+    count: int = shared(0)
+    owner: str | None = shared(None)
+    items: list[str] = shared(default_factory=list)
+    index: dict[str, list[int]] = shared(default_factory=dict)
+
+    def __create__(self) -> None:
+        self.count = 1
+
+    @Lockable.locked(when=lambda self: self.items, timeout=1.0)
+    def take(self) -> str:
+        self.count -= 1
+        return self.items.pop(0)
+
+    @Lockable.locked(atomic=True)
+    def put(self, item: str, *places: int) -> None:
+        self.items.append(item)
+        self.index.setdefault(item, []).extend(places)
+
+    @Lockable.locked
+    def wait(self) -> list[str]:
+        return wait_for(self, lambda: self.items, timeout=1)
+
+
+shelf = Shelf()
+assert_type(shelf.count, int)
+assert_type(shelf.owner, str | None)
+assert_type(shelf.items, list[str])
+assert_type(shelf.take(), str)
+assert_type(shelf.wait(), list[str])
+shelf.put("item", 1, 2)
+print(snapshot(shelf).count)

@@ -1,6 +1,6 @@
 """What must not pass the checker: every comment silences one complaint; one that silences none is an error."""
 
-from coheld import Lockable, holder, statistics
+from coheld import Lockable, holder, shared, statistics
 
 
 class Testbed(Lockable):
@@ -44,3 +44,15 @@ Lockable(lock_backend=7)  # type: ignore[arg-type]
 # the questions are values
 pid = holder(bed).pid  # type: ignore[union-attr]
 statistics(bed).acquisitions = 1  # type: ignore[misc]
+
+
+# shared state
+class Shelf(Lockable):
+    wrong: int = shared("text")  # type: ignore[assignment]
+    count: int = shared(0)
+
+
+Shelf().count = "text"  # type: ignore[assignment]
+Lockable.locked(when=1)  # type: ignore[call-overload]
+Lockable.locked(atomic="yes")  # type: ignore[call-overload]
+shared()  # type: ignore[call-overload]

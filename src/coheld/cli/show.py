@@ -1,0 +1,87 @@
+"""coheld show: the shared state of a named resource, as its last commit left it."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from coheld.cli import exits
+
+if TYPE_CHECKING:
+    from coheld.state.looking import Look
+
+_EPILOG = """\
+exit status:
+  0    shown
+  1    there is no such resource
+  125  coheld itself failed: the state is damaged, or of another version
+"""
+_WIDTH = 60
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the subparsers."""
+    parser = commands.add_parser(
+        "show",
+        help="show the shared state of a named resource",
+        description="Show the shared state of a named resource. Takes no lock: it may be held, or its holder stopped.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON, for programs")
+    parser.add_argument("name", metavar="NAME", help="the lock_name of the resource")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print it. Never waits. Raises: IncompatibleError: if it cannot be read."""
+    from coheld.state.looking import look  # imports msgspec, which the wrapper commands need not
+
+    found = look(options.name)
+    if found is None:
+        print(f"coheld: no resource named {options.name!r}", file=sys.stderr)
+        return exits.NO_SUCH_RESOURCE
+    if options.json:
+        print(_json(found))
+    else:
+        _print(found)
+    return 0
+
+
+def _json(found: "Look") -> str:
+    import msgspec
+
+    fields = {one.name: {"type": one.type, "value": one.value} for one in found.fields}
+    answer = {"name": found.name, "commits": found.commits, "bytes": found.size, "file_bytes": found.file}
+    answer["holder"] = found.holder and str(found.holder)
+    return msgspec.json.encode(answer | {"fields": fields}, enc_hook=repr).decode()  # keys that JSON has not, too
+
+
+def _print(found: "Look") -> None:
+    rows = [(one.name, one.type, _cut(repr(one.value))) for one in found.fields]
+    held = f"held by {found.holder}" if found.holder else "free"
+    title = f"{found.name}: {found.commits} commits, {found.size:,} bytes, {held}"
+    if sys.stdout.isatty() and _print_table(title, rows):
+        return
+    print(title)
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for name, text, value in rows:
+        print(f"  {name:{widths[0]}}  {text:{widths[1]}}  {value}")
+
+
+def _print_table(title: str, rows: list[tuple[str, str, str]]) -> bool:
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        return False
+    table = Table("field", "type", "value", title=escape(title))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+    return True
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
