@@ -15,7 +15,7 @@ import pytest
 
 from coheld import CoheldError, IncompatibleError, Lockable, statistics
 from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, WARDED
-from coheld.backends import files, shm
+from coheld.backends import files, shm, sweeping
 from coheld.backends.base import handle
 from coheld.mutex import remove
 from contract import killpoints
@@ -128,6 +128,7 @@ def test_every_bit_of_the_header_counts(victim: Victim, rng: random.Random) -> N
 
 OTHERS: dict[str, Any] = {
     "layout": LAYOUT_VERSION + 1,
+    "backend": b"file".ljust(8, b"\0"),
     "cell_size": CELL_SIZE * 2,
     "libc": b"musl".ljust(16, b"\0"),
     "machine": b"riscv64".ljust(16, b"\0"),
@@ -311,13 +312,13 @@ def test_those_who_find_it_at_once_agree_on_it(named: Victim) -> None:
 def test_a_header_that_is_half_written_is_read_again(named: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process writes it anew after a boot, under the flock."""
     spoil.flip(named.path, 50, 1)
-    flock = files.flock_soon
+    flock = sweeping.flock_soon
 
     def flock_after_the_writer(fd: int, operation: int, path: str) -> None:
         spoil.flip(named.path, 50, 1)
         flock(fd, operation, path)
 
-    monkeypatch.setattr(files, "flock_soon", flock_after_the_writer)
+    monkeypatch.setattr(sweeping, "flock_soon", flock_after_the_writer)
     assert named.outcome() == "took"
 
 

@@ -115,7 +115,7 @@ def blocked(pid: int, tid: int | None = None) -> int | None:
 
 def _enrolled() -> Iterator[tuple[int, int]]:
     """Process and thread of each waiter on record in the cells that files of COHELD_DIR guard."""
-    directory = Path(os.environ["COHELD_DIR"])
+    directory = Path(os.environ.get("COHELD_DIR", os.devnull))  # a default directory is not looked at
     for path in [*directory.glob("name-*"), *directory.glob("cells-*/chunk-?")]:
         with suppress(OSError):
             data = path.read_bytes()
