@@ -7,6 +7,7 @@ that it was taken for has begun. The lock then stays with its thread until that 
 from __future__ import annotations
 
 from contextlib import suppress
+from time import monotonic
 from types import MethodType
 from typing import Any
 
@@ -98,6 +99,12 @@ class LockableBase:
         lock_of(self).release()
 
 
+class Field:
+    """A shared field; no class has one here, see state/declaring.py."""
+
+    __slots__ = ()
+
+
 class LockedMethod:
     """LockedMethod(func, timeout, label): func, called under the lock of its first argument.
 
@@ -105,10 +112,11 @@ class LockedMethod:
     claim to be a function: what ships functions by value would then ship the method without its lock.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_func", "_label", "_timeout", "_wait")
+    __slots__ = ("__dict__", "__weakref__", "_atomic", "_func", "_guard", "_label", "_timeout", "_wait")
 
-    def __init__(self, func: Any, timeout: Any, label: bytes, /) -> None:
+    def __init__(self, func: Any, timeout: Any, label: bytes, guard: Any = None, atomic: bool = False, /) -> None:
         wait = seconds_of(timeout)
+        self._guard, self._atomic = guard, atomic
         self._func, self._timeout, self._label = func, timeout, label.decode(errors="ignore")
         self._wait = None if wait == FOREVER else wait
 
@@ -117,13 +125,26 @@ class LockedMethod:
         """Seconds to wait for the lock, or None."""
         return self._timeout
 
+    @property
+    def when(self) -> Any:
+        """What must hold before the call, or None."""
+        return self._guard
+
+    @property
+    def atomic(self) -> bool:
+        """Does an exception undo what the call changed? There is no shared field here that it could have changed."""
+        return self._atomic
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if not args:
             raise TypeError(f"{self!r} must be called with its instance as the first argument")
         lock = lock_of(args[0])
+        deadline = FOREVER if self._wait is None else monotonic() + self._wait
         if not lock._take(args[0], self._label, self._wait):
             lock._timed_out(self._timeout)
         try:
+            if self._guard is not None:
+                lock._await_guard(self._guard, args[0], deadline, self._timeout)
             result = self._func(*args, **kwargs)
         except BaseException:
             with suppress(NotOwnerError):  # what the call raised is what the caller sees

@@ -32,6 +32,7 @@ from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
 from . import claims
 from .base import Handle, Resource
 from .record import CELL_SIZE, Cell
+from .stateless import Stateless
 
 _HANDOFF_AGE = 500_000  # ns
 _SLICE = 1_000_000_000  # ns between two looks at the name
@@ -53,7 +54,7 @@ class Place(Resource, Protocol):
         """The cell is never used again, by nobody. Only a lock that never left its process is told so."""
 
 
-class Polled(Handle):
+class Polled(Stateless, Handle):
     """A Handle with all that it needs but a place."""
 
     resource: Place
@@ -145,6 +146,9 @@ class Polled(Handle):
             claim.depth = claim.cell.depth = claim.depth - 1
         else:
             self._give(claim)
+
+    def _mine(self) -> bool:
+        return self._hold() is not None
 
     def _hold(self) -> claims.Claim | None:
         """The caller's hold."""
