@@ -458,6 +458,7 @@ static int guard_sleep(Cell *c, Waiter *w, uint32_t epoch, uint64_t deadline) {
     uint64_t now = clock_ns(CLOCK_MONOTONIC), until = now + EXAMINE_AFTER;
     uint32_t word = word_load(c);
     if (__atomic_load_n(&c->epoch, __ATOMIC_SEQ_CST) != epoch || word & FUTEX_OWNER_DIED) return 1;
+    if (!(LOAD(&c->flags) & GUARDED)) return 1; /* told a moment ago; or not the cell that the epoch was read from */
     if (word & FUTEX_TID_MASK) waiter_look(c, w, word, now);
     int rc = futex_sleep(&c->epoch, epoch, until < deadline ? until : deadline);
     return rc == EINTR || rc == ETIMEDOUT ? rc : 1;

@@ -11,6 +11,7 @@ import pytest
 
 import coheld
 from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, shared
+from coheld.mutex import remove
 from state.things import Shelf
 from support import delays, procs
 
@@ -210,6 +211,19 @@ def test_a_guard_is_evaluated_after_a_death() -> None:
         with procs.start(put_and_die, counted, False) as killer:
             killer.end(-signal.SIGKILL)
         assert waiter.result() == "after"
+
+
+def test_a_wait_whose_resource_is_replaced_before_it_sleeps() -> None:
+    """Nobody will tell the new one: it has not been asked to."""
+    shelf = Shelf(lock_name="shelf")
+    shelf.acquire()
+    epoch = shelf.__lock__._suspend(False)
+    assert remove("shelf")
+    with shelf:
+        pass
+    begun = time.monotonic()
+    shelf.__lock__._sleep(epoch, begun + delays.LONG)
+    assert time.monotonic() - begun < delays.LONG / 2
 
 
 def test_an_interrupt_ends_the_wait() -> None:
@@ -441,8 +455,6 @@ def test_a_race_of_creators_makes_one_state() -> None:
                 racer.tell("go")
             assert [racer.result() for racer in racers] == [10] * 6
         assert len(Created(lock_name="created").runs) == 1
-        from coheld.mutex import remove
-
         assert remove("created")
 
 

@@ -13,6 +13,9 @@ import pytest
 
 import coheld
 from coheld import Lockable, NotLockedError
+from coheld.state import store
+from coheld.state.looking import look
+from coheld.state.view import View
 from state.things import Shelf
 from support import delays, procs, states
 
@@ -236,6 +239,44 @@ def test_a_signal_in_a_commit_leaves_the_lock_free() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
         gc.enable()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_removed_in_the_middle_of_a_first_look(monkeypatch: pytest.MonkeyPatch, anew: bool) -> None:
+    """The file that the word leads to is gone, or the next resource's: that is no damage."""
+    shelf = Shelf(lock_name="shelf")
+    with shelf:
+        shelf.items = ["long enough for the heap"]
+    program = "from coheld.mutex import remove; assert remove('shelf')\n"
+    if anew:
+        program += "import sys; sys.path.insert(0, 'tests')\nfrom state.things import Shelf\n"
+        program += "Shelf(lock_name='shelf').put('a')"
+    copied = View._copied
+
+    def late(self: View, word: int, indices: Any) -> Any:
+        monkeypatch.setattr(View, "_copied", copied)
+        self.files.clear()
+        procs.run(program)
+        return copied(self, self._word(), indices)
+
+    for read in (lambda: coheld.snapshot(shelf).items, lambda: shelf.items):
+        monkeypatch.setattr(View, "_copied", late)
+        assert read() == (["a"] if anew else [])
+        with shelf:
+            shelf.items = ["long enough for the heap"]
+
+
+def test_show_in_the_middle_of_a_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    Shelf(lock_name="shelf").put("a")
+    opened = store.opened
+
+    def late(*args: Any) -> Any:
+        monkeypatch.setattr(store, "opened", opened)
+        procs.run("from coheld.mutex import remove; assert remove('shelf')")
+        return opened(*args)
+
+    monkeypatch.setattr(store, "opened", late)
+    assert look("shelf") is None
 
 
 def test_removed_by_another_process() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from .. import native
 from ..backends import backend_of, files
 from ..errors import IncompatibleError
 from ..owner import Owner
@@ -56,7 +57,11 @@ def look(name: str) -> Look | None:
         word, (fields, file) = store.consistently(
             lambda: int(mutex.version), lambda word: _copied(mutex, word), lambda: time.sleep(0.001)
         )
-    except (FileNotFoundError, store.TornError) as error:
+    except (FileNotFoundError, store.TornError, IncompatibleError) as error:
+        if mutex.flags & native.REMOVED:  # in the middle of the look
+            return None if mutex._linked() else look(name)
+        if isinstance(error, IncompatibleError):
+            raise
         raise _damaged(name, error) from None
     shown = [Shown(field, text, _decoded(name, raw)) for field, text, raw in fields]
     size = sum(len(raw) for _, _, raw in fields)

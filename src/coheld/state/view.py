@@ -282,8 +282,7 @@ class View(native.View):
 
     def _read(self, index: int) -> Any:
         """One field of the last commit; never waits for a holder."""
-        view = self._current()
-        word, (found,) = view._committed([index])
+        view, word, (found,) = self._current()._committed([index])
         value = view._shown(index, found)
         if not view.schema.specs[index].shape.copied:
             view._publish(index, value, found[0] if found else 0, word)
@@ -301,11 +300,18 @@ class View(native.View):
         spec = self.schema.specs[index]
         return spec.frozen(self._decoded(spec, found[1]) if found else spec.default())
 
-    def _committed(self, indices: Sequence[int]) -> tuple[int, list[tuple[int, bytes] | None]]:
-        """Stamps and bytes of these fields in one commit, and its word."""
+    def _committed(self, indices: Sequence[int]) -> tuple[View, int, list[tuple[int, bytes] | None]]:
+        """Stamps and bytes of these fields in one commit, its word, and whose it is: the resource may be removed in the
+        middle of the look, and its files are gone then, or another's."""
         try:
-            return store.consistently(self._word, lambda word: self._copied(word, indices), self._ask_for_quiet)
-        except (FileNotFoundError, TornError) as error:
+            return self, *store.consistently(self._word, lambda word: self._copied(word, indices), self._ask_for_quiet)
+        except (FileNotFoundError, TornError, IncompatibleError) as error:
+            lock = self.lock()
+            view: View = self.schema.bind(lock) if lock else self
+            if view is not self:
+                return view._committed(indices)
+            if isinstance(error, IncompatibleError):
+                raise
             raise self._damaged(error) from None
 
     def _copied(self, word: int, indices: Sequence[int]) -> list[tuple[int, bytes] | None]:
@@ -336,7 +342,7 @@ class View(native.View):
         indices = range(len(self.schema.specs))
         if lock is not None and lock._mine():
             return [self._seen_by_owner(index) for index in indices]
-        found = self._committed(indices)[1]
+        _, _, found = self._committed(indices)
         return [self._shown(index, one) for index, one in zip(indices, found, strict=True)]
 
     def _seen_by_owner(self, index: int) -> Any:
