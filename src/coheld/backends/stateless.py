@@ -1,5 +1,5 @@
-"""The monitor of a lock that has no state beside it: it excludes and recovers; what needs a state, or a wake, it refuses
-by name instead of doing half of it."""
+"""The monitor of a lock that has no state beside it: it excludes and recovers; what needs a state, or a wake, it
+refuses by name instead of doing half of it."""
 
 from __future__ import annotations
 
