@@ -62,6 +62,10 @@ class Machine(stateful.RuleBasedStateMachine):
     def anybody_idle(self) -> bool:
         return len(self.model.waiting) < len(self.actors)
 
+    def is_the_last(self) -> bool:
+        """One process is left, and there will be no other."""
+        return self.crowd.full() and len({process for process, _ in self.actors}) == 1
+
     def settle(self) -> None:
         """Where it is free now, one of those who wait has it."""
         if self.model.owner is None and self.model.waiting:
@@ -100,7 +104,7 @@ class Machine(stateful.RuleBasedStateMachine):
             self.crowd.end_thread(actor)
             self.remove([actor])
 
-    @stateful.precondition(lambda self: self.actors)
+    @stateful.precondition(lambda self: self.actors and not self.is_the_last())
     @stateful.rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
         """A process, and all its threads, whatever they do."""
