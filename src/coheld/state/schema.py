@@ -151,8 +151,8 @@ class Schema:
                 )
 
     def bind(self, lock: Any) -> Any:
-        """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it is
-        the lock's from now on.
+        """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it
+        is the lock's from now on.
 
         Raises: IncompatibleError: if the owner has changed fields of another class of this resource.
         """

@@ -57,7 +57,7 @@ def next_word(word: int, made: bool, grown: bool = False) -> int:
 
 
 GENERATIONS = (1 << 15) - 1
-"""How many a word can count.  Each is a quarter larger than the one before, at least, so that there are never so many."""
+"""How many a word can count.  Each is larger than the one before by a quarter or more: there are never so many."""
 
 T = TypeVar("T")
 

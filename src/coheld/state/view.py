@@ -80,6 +80,7 @@ class View(native.View):
         generation = store.generation_of(self._word())
         store.remove(self.resource, self.offset, generation + 1)
         store.remove(self.resource, self.offset, generation)
+        self.siblings.clear()  # they refer to each other: else the memory of the file waits for the collector
 
     def _copy_to(self, lock: Any) -> None:
         """Give a new resource this state, as this thread sees it."""
@@ -180,8 +181,8 @@ class View(native.View):
         return live[1] if live else None
 
     def _settle(self, index: int, value: Any, raw: bytes | None, stamp: int) -> None:
-        """Containers are the owner's from now on: the next one gets a new one.  What was touched since the commit looked
-        at it stays marked; what it is compared with then is what was committed now."""
+        """Containers are the owner's from now on: the next one gets a new one.  What was touched since the commit
+        looked at it stays marked; what it is compared with then is what was committed now."""
         spec = self.schema.specs[index]
         if raw is None:
             live = self._live(index)
@@ -242,8 +243,8 @@ class View(native.View):
         """Of the file that is left. Raises: StateError: if there cannot be another."""
         if generation > store.GENERATIONS:
             raise StateError(
-                f"the state of {self.label} was moved to a larger file {store.GENERATIONS:,} times, which is all that can "
-                "be counted: remove the resource and make it anew",
+                f"the state of {self.label} was moved to a larger file {store.GENERATIONS:,} times, which is all that "
+                "can be counted: remove the resource and make it anew",
                 resource=self.label,
             )
         state = self._file_inside()
