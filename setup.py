@@ -18,6 +18,7 @@ setup(
             depends=sorted(glob("src/coheld/*.h")),
             extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra", *extra],
             extra_link_args=["-pthread", *extra],
+            optional=True,  # without a compiler, or elsewhere than on Linux, the portable backend serves
         )
     ]
 )

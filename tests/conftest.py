@@ -1,16 +1,18 @@
 """What holds for every test: a private segments directory, a hang limit, nothing left behind, a seed."""
 
-import os
 import platform
 import random
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import coheld
+from coheld import native
 from coheld._version import __version__
-from coheld.backends import shm
+from coheld.backends import default, file
 from support import delays, effort, hygiene, optional, seeds
 from support.watchdog import Watchdog
 
@@ -21,6 +23,7 @@ watchdog_key = pytest.StashKey[Watchdog]()
 
 def pytest_configure(config: pytest.Config) -> None:
     hygiene.adopt_orphans()
+    hygiene.stop_ignoring_signals()
     config.stash[watchdog_key] = Watchdog()
 
 
@@ -30,7 +33,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    backend = os.environ.get("COHELD_BACKEND", "shm:")
+    backend = default() + (f" ({native.missing})" if native.missing else "")
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return [
         f"coheld: {__version__} from {coheld.__path__[0]}, backend {backend}",
@@ -53,12 +56,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         watchdog.disarm()
 
 
+def backends() -> list[Any]:
+    """Those that this process can use."""
+    return [file] if native.missing else [file, import_module("coheld.backends.shm")]
+
+
 @pytest.fixture(autouse=True)
 def coheld_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The private segments directory of this test; every process it starts inherits it by COHELD_DIR."""
     with hygiene.private_directory() as directory:
         monkeypatch.setenv("COHELD_DIR", str(directory))
-        monkeypatch.setattr(shm._process, "arena", None)  # the next anonymous lock lands in this directory
+        for backend in backends():
+            monkeypatch.setattr(backend._process, "arena", None)  # the next anonymous lock lands in this directory
         with hygiene.nothing_left():
             yield directory
 

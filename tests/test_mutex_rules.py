@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from coheld import Lockable, NotOwnerError, Owner, _native, holder, statistics
-from coheld.backends import files
+from coheld.backends import files, shm
 from support import delays, procs, states
 
 WAITERS, OWNER_DIED, TID = 0x80000000, 0x40000000, 0x3FFFFFFF
@@ -471,7 +471,7 @@ def copy_over_a_reboot(name: str, old: Path, new: Path) -> None:
     """Copy a lock's file as it is now; to who opens the copy it was made before the last boot."""
     shutil.copyfile(old / files.file_name(name), new / files.file_name(name))
     os.chmod(new / files.file_name(name), 0o600)
-    before = replace(files.header_here(files.NAMED, name), boot=b"of an earlier boot".ljust(36, b"\0"))
+    before = replace(shm.header_here(files.NAMED, name), boot=b"of an earlier boot".ljust(36, b"\0"))
     with open(new / files.file_name(name), "r+b") as file:
         file.write(before.pack())
 

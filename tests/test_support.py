@@ -156,7 +156,7 @@ def test_only_a_wait_that_processes_share_counts_as_one() -> None:
     shared = "import multiprocessing as m; lock = m.Lock(); lock.acquire(); print('go'); lock.acquire()"
     with procs.program(shared) as worker:
         worker.expect("go")
-        assert worker.wait_until_blocked().tid == worker.pid
+        assert worker.wait_until_blocked() == worker.pid
         worker.kill()
 
 

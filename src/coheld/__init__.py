@@ -1,18 +1,21 @@
 """Share an object between threads and processes: one caller at a time, and nobody hangs when a holder is killed.
 
     errors.py      every exception
-    owner.py       who: process and thread; are they still alive
+    process.py     what the system says of a process: does it live, since when, what does it run
+    owner.py       who: process and thread
     ward.py        a process that works on behalf of an owner, and is waited for if that is killed
+    waiting.py     how long to wait; waiting until something holds: one generator of steps, and who serves it
     _lock.h        the robust mutex, in plain C, with its states
     _segment.h     mapped files of cells, in plain C
     _state.h       shared state in plain words: its states, its cache, the commit
     _native.c      the Python types over them, and the fast path of a locked call; _field.h, _locked.h, _shared.h: parts
                    of it, for shared fields, locked methods, guards
-    native.py      the extension, as all others import it
-    waiting.py     waiting until something holds: one generator of steps, and who serves it
+    _portable.py   the same types in Python, for where there is no extension
+    native.py      the one or the other, as all others import it
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
-                   said and done off the fast path; monitor.py guards and atomic calls; files.py the directory, shm.py
-                   shared memory
+                   said and done off the fast path; monitor.py guards and atomic calls; files.py the directory; shm.py
+                   shared memory, with sweeping.py and leaving.py for its end; file.py locks that files guard, with
+                   polled.py, claims.py and record.py for how
     state/         shared(): fields, their encoding, files, growth; snapshot
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked

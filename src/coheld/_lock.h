@@ -140,21 +140,25 @@ typedef struct {
 _Static_assert(sizeof(pthread_mutex_t) == 40 && sizeof(Cell) == CELL_SIZE, "the layout of a cell is a file format");
 _Static_assert(offsetof(Cell, nonce) == 64 && offsetof(Cell, waiting_since) == 128, "two cache lines for a call");
 
-/* Who I am.  Initial-exec TLS: one load.  A forked child's only thread gets a new identity (forget_parent). */
+/* Who I am.  Each thread's own.  Initial-exec TLS: one load.  A forked child's only thread gets a new identity
+ * (forget_parent). */
 static __thread struct {
     uint64_t nonce;
     uint32_t tid;  /* 0: not asked for yet */
     uint32_t held; /* robust locks that this thread holds here */
 } me __attribute__((tls_model("initial-exec")));
 
-/* The process: written by the first thread that asks, with the same values by any other; anew after a fork. */
+/* The process.  forks: a handle that is made between the count and the fork itself would be taken for younger than the
+ * child, but there is none: who forks has the GIL, or without one all other threads stand still. */
 static struct {
-    uint64_t who; /* 0: not asked for yet */
-    uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out */
-    uint32_t forks;      /* behind us and by us: what was there before the last one, a child may have too */
+    uint64_t who;        /* 0: not asked for yet.  Atomic: written by the first thread that asks, with the same value by any
+                            other; anew in a child, by its only thread */
+    uint32_t generation; /* forks behind us: what an older generation made is not mine to hand out.  Written in a child, by
+                            its only thread */
+    uint32_t forks;      /* behind us and by us: what was there before the last one, a child may have too.  Atomic */
 } process;
 
-static int expected_kind; /* set by lock_check, once, before any other use */
+static int expected_kind; /* written by lock_check, at import, always with the same value */
 
 static uint64_t clock_ns(clockid_t clock) {
     struct timespec t;
@@ -185,7 +189,7 @@ static uint64_t start_of(uint32_t id) {
     return look_up(id, &state);
 }
 
-static void count_fork(void) { process.forks++; } /* before each fork */
+static void count_fork(void) { __atomic_fetch_add(&process.forks, 1, __ATOMIC_RELAXED); } /* before each fork */
 
 static void forget_parent(void) {
     memset(&me, 0, sizeof me);

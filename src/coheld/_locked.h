@@ -5,6 +5,8 @@
 
 /* ==== 1. The call ==== */
 
+/* Without the GIL: all is written before another thread can have the object, but for the two that the interpreter
+ * protects, and func, which only the garbage collector clears. */
 typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
@@ -13,7 +15,7 @@ typedef struct {
     PyObject *timeout; /* as given, seconds or None */
     PyObject *guard;   /* or None */
     char atomic;
-    PyObject *dict;
+    PyObject *dict; /* PyObject_GenericGetDict and _GenericSetDict lock the object */
     PyObject *weakrefs;
     uint64_t timeout_ns;
     Label label;

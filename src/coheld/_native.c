@@ -1,8 +1,8 @@
 /* The Python types over the robust mutex of _lock.h and the areas of _segment.h, and the fast path of a locked call.
  *
  * Everything between the lock taken and the lock given back is C: no bytecode boundary of ours lies there, so an
- * interrupt cannot leave a lock held.  Without the GIL: ownership is per thread and lives in _lock.h; what one object
- * has besides is written once (segment, resource), atomic (cell, next_check), or under its own guard (Segment).
+ * interrupt cannot leave a lock held.  Ownership is per thread and lives in _lock.h; what an object has besides says
+ * beside each field what protects it without the GIL.  "Once" means: before any other thread can have the object.
  */
 
 /* ==== 1. Includes ==== */
@@ -16,6 +16,8 @@
 
 /* ==== 2. Module state and small helpers ==== */
 
+/* Written when the module is imported, under the import lock, before there is a lock or a locked method.  A lockable.py
+ * that is reloaded writes the last three again: what was there stays alive, as a thread may be in it. */
 typedef struct {
     PyObject *segment_type;
     PyObject *mutex_base;      /* the C type */
@@ -85,7 +87,7 @@ static int parse_timeout(PyObject *timeout, uint64_t *ns) {
 
 typedef struct {
     PyObject_HEAD
-    Area area;
+    Area area; /* see there */
 } Segment;
 
 /* Segment(fd, length, least): map up to length bytes of the file, at least least where address space is short.
@@ -138,11 +140,9 @@ static Cell *segment_place(Segment *self, PyObject *number) {
 
 /* holds(offset): does the file reach so far?  Beyond its end there is no memory behind the mapping. */
 static PyObject *segment_holds(Segment *self, PyObject *arg) {
-    struct stat file;
     size_t offset = PyLong_AsSize_t(arg);
     if (offset == (size_t)-1 && PyErr_Occurred()) return NULL;
-    return PyBool_FromLong(area_file(&self->area, &file) && file.st_size > CELL_SIZE
-                           && offset <= (size_t)file.st_size - CELL_SIZE);
+    return PyBool_FromLong(area_reaches(&self->area, offset));
 }
 
 /* make(offset): initialise a cell of a file that is not published yet. */
@@ -198,19 +198,26 @@ static PyType_Spec segment_spec = {"coheld._native.Segment", sizeof(Segment), 0,
 
 typedef struct {
     PyObject_HEAD
-    Cell *cell;           /* NULL: not attached (yet).  Replaced only where it is marked REMOVED, and such a cell is held
-                             by nobody: so whoever holds a cell releases the one that it took */
-    Segment *segment;     /* strong; keeps the cell mapped */
-    PyObject *resource;   /* what it is and how to attach, for lockable.py */
-    PyObject *weakrefs;
-    View *view;           /* of the shared state; NULL: not looked at yet.  Replaced only by one that refers to its siblings */
-    View *pending;        /* borrowed: the view, where the owner may have changed something; else NULL */
-    int atomic;           /* how many atomic calls the owner is in */
-    char guarding;        /* the owner is in a guard, and may not write */
-    uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none */
-    uint32_t forks;       /* of this process when the handle was made: a child may have the cell of an older one */
-    char shared;          /* others may have the cell, by pickle or by name: it is never reused */
+    Cell *cell;           /* atomic.  NULL: not attached (yet).  Replaced only where it is marked REMOVED, and such a cell
+                             is held by nobody: so whoever holds a cell releases the one that it took */
+    Segment *segment;     /* strong; keeps the cell mapped.  Atomic; written under the guard of the handles (base.py), and
+                             one that is replaced is never freed, so that a borrowed reference stays good */
+    size_t offset;        /* of the cell in the segment.  Once: another segment of the name has it in the same place */
+    PyObject *resource;   /* what it is and how to attach, for base.py.  Once */
+    PyObject *weakrefs;   /* the interpreter's */
+    View *view;           /* of the shared state; NULL: not looked at yet.  Replaced only by one that refers to its siblings.
+                             Atomic; one that is replaced is not freed while the handle lives */
+    View *pending;        /* borrowed: the view, where the owner may have changed something; else NULL.  By the owner only,
+                             as the next two are */
+    int atomic;           /* how many atomic calls it is in */
+    char guarding;        /* it is in a guard, and may not write */
+    uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
+    uint32_t forks;       /* of this process when the handle was made: a child may have the cell of an older one.  Once */
+    char shared;          /* others may have the cell, by pickle or by name: it is never reused.  Goes up, never down, by
+                             one who has the handle; read when nobody has it any more */
 } Mutex;
+
+static inline Cell *cell_of(Mutex *self) { return __atomic_load_n(&self->cell, __ATOMIC_ACQUIRE); }
 
 static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
     Cell *c = area_cell(&segment->area, offset);
@@ -219,7 +226,8 @@ static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
         return -1;
     }
     /* A segment that is replaced stays mapped for ever: a thread may still be on its way out of the old cell. */
-    self->segment = (Segment *)Py_NewRef(segment);
+    STORE(&self->offset, offset);
+    __atomic_store_n(&self->segment, (Segment *)Py_NewRef(segment), __ATOMIC_RELEASE);
     __atomic_store_n(&self->view, NULL, __ATOMIC_RELEASE); /* of the cell before: stays, for the same reason */
     __atomic_store_n(&self->cell, c, __ATOMIC_RELEASE);
     return 0;
@@ -236,7 +244,7 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     if (!self) return NULL;
     self->resource = Py_NewRef(resource);
     self->next_check = FOREVER;
-    self->forks = process.forks;
+    self->forks = LOAD(&process.forks);
     if (segment == Py_None) return (PyObject *)self;
     if (!PyObject_TypeCheck(segment, (PyTypeObject *)state->segment_type))
         PyErr_SetString(PyExc_TypeError, "segment must be a Segment");
@@ -263,8 +271,8 @@ static void mutex_dealloc(Mutex *self) {
     if (self->cell) {
         Cell *c = self->cell;
         if (word_load(c) & FUTEX_TID_MASK) {
-            if (LOAD(&c->owner.who) == process.who) Py_INCREF(self->segment);
-        } else if (self->forks == process.forks && !self->shared) {
+            if (LOAD(&c->owner.who) == LOAD(&process.who)) Py_INCREF(self->segment);
+        } else if (self->forks == LOAD(&process.forks) && !self->shared) {
             mutex_drop_state(self);
             __atomic_store_n(word_of(c), 0, __ATOMIC_RELEASE); /* the death of an owner before is no news to the next */
             area_give_back(&self->segment->area, c);
@@ -386,8 +394,11 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
         if (!linked) cell_retire(c);
     }
     if (LOAD(&c->flags) & REMOVED) {
+        PyObject *left = PyLong_FromVoidPtr(c);
         mutex_abandon(self, c);
-        return call_hook(self, "_attach", NULL) < 0 ? -1 : 0;
+        int attached = left ? call_hook(self, "_attach", left) : -1;
+        Py_XDECREF(left);
+        return attached < 0 ? -1 : 0;
     }
     if (LOAD(&c->flags) & RECOVERING && settle_by(self, c, "_recover", obj) < 0) goto failed;
     return 1;
@@ -400,7 +411,7 @@ failed:
 static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
     uint64_t deadline = 0;
     for (;;) {
-        Cell *c = __atomic_load_n(&self->cell, __ATOMIC_ACQUIRE);
+        Cell *c = cell_of(self);
         Record dead;
         int rc;
         if (UNLIKELY(!c)) {
@@ -451,10 +462,9 @@ static int __attribute__((noinline)) mutex_commit(Mutex *self) {
 
 /* One level back.  0.  -1: not mine, nothing changed; the caller says so.  -2: given back, and the commit has raised. */
 static inline int mutex_release(Mutex *self) {
-    Cell *c = self->cell;
+    Cell *c = cell_of(self);
     int rc = 0;
-    if (UNLIKELY(!c)) return -1;
-    if (UNLIKELY(!still_mine(c))) return -1;
+    if (UNLIKELY(!c || !still_mine(c))) return -1;
     if (UNLIKELY(self->pending != NULL) && LOAD(&c->owner.depth) == 1) {
         rc = mutex_commit(self) ? -2 : 0;
         if (UNLIKELY(!still_mine(c))) return rc ? rc : -1; /* a handler has forked, and this is the child */
@@ -522,57 +532,55 @@ static PyObject *mutex_watch(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     Py_RETURN_NONE;
 }
 
-static PyObject *not_attached(void) {
-    PyErr_SetString(PyExc_RuntimeError, "not attached to a lock");
-    return NULL;
-}
+static PyObject *not_attached(void) { return PyErr_Format(PyExc_RuntimeError, "not attached to a lock"); }
 
 /* _flag(bit, up): the caller holds the lock. */
 static PyObject *mutex_flag(Mutex *self, PyObject *args) {
     unsigned bit;
     int up;
     if (!PyArg_ParseTuple(args, "Ip:_flag", &bit, &up)) return NULL;
-    if (!self->cell) return not_attached();
-    if (!still_mine(self->cell)) {
-        call_hook(self, "_not_owner", NULL);
-        return NULL;
-    }
-    uint32_t flags = LOAD(&self->cell->flags);
-    if (up && bit & REMOVED) cell_retire(self->cell);
-    STORE(&self->cell->flags, up ? flags | bit : flags & ~bit);
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
+    if (!still_mine(c)) return call_hook(self, "_not_owner", NULL), NULL;
+    uint32_t flags = LOAD(&c->flags);
+    if (up && bit & REMOVED) cell_retire(c);
+    STORE(&c->flags, up ? flags | bit : flags & ~bit);
     Py_RETURN_NONE;
 }
 
 /* _record() -> (depth, since_ns, (pid, start, tid, method)): the owner, or where depth is 0 the last one. */
 static PyObject *mutex_record(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    if (!self->cell) return not_attached();
-    Cell *c = self->cell;
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
     unsigned depth = word_load(c) & FUTEX_TID_MASK ? __atomic_load_n(&c->owner.depth, __ATOMIC_ACQUIRE) : 0;
     return Py_BuildValue("IKN", depth, (unsigned long long)LOAD(&c->since), record_tuple(&c->owner));
 }
 
 /* _dead() -> (pid, start, tid, method) of the owner whose work __recover__ has to look at. */
 static PyObject *mutex_dead(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    return self->cell ? record_tuple(&self->cell->dead) : not_attached();
+    Cell *c = cell_of(self);
+    return c ? record_tuple(&c->dead) : not_attached();
 }
 
 /* _counters() -> (acquisitions, contended, recoveries, waiters) */
 static PyObject *mutex_counters(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    if (!self->cell) return not_attached();
-    Cell *c = self->cell;
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
     return Py_BuildValue("KKII", (unsigned long long)LOAD(&c->acquisitions), (unsigned long long)LOAD(&c->contended),
                          LOAD(&c->recoveries), cell_waiting(c));
 }
 
 static PyObject *mutex_get_flags(Mutex *self, void *Py_UNUSED(closure)) {
-    return self->cell ? PyLong_FromUnsignedLong(LOAD(&self->cell->flags)) : not_attached();
+    Cell *c = cell_of(self);
+    return c ? PyLong_FromUnsignedLong(LOAD(&c->flags)) : not_attached();
 }
 
 static PyObject *mutex_get_offset(Mutex *self, void *Py_UNUSED(closure)) {
-    return self->cell ? PyLong_FromSsize_t((char *)self->cell - self->segment->area.base) : not_attached();
+    return cell_of(self) ? PyLong_FromSize_t(LOAD(&self->offset)) : not_attached();
 }
 
-static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->cell != NULL); }
+static PyObject *mutex_get_place(Mutex *self, void *Py_UNUSED(closure)) { return PyLong_FromVoidPtr(cell_of(self)); }
+static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(!!cell_of(self)); }
 
 #include "_shared.h"
 
@@ -614,6 +622,7 @@ static PyGetSetDef mutex_getset[] = {
     {"view", (getter)mutex_get_view, NULL, "The View of the shared state, or None.", NULL},
     {"flags", (getter)mutex_get_flags, NULL, "RECOVERING | REMOVED | CREATED | WARDED.", NULL},
     {"offset", (getter)mutex_get_offset, NULL, "Where the cell is in its segment, bytes.", NULL},
+    {"place", (getter)mutex_get_place, NULL, "Where the cell is in this process; 0: there is none.", NULL},
     {"attached", (getter)mutex_get_attached, NULL, "Is there a cell?", NULL},
     {NULL},
 };
@@ -736,20 +745,18 @@ static PyObject *native_install(PyObject *module, PyObject *args) {
     PyObject *handle_type, *not_initialized, *reduce_locked;
     if (!PyArg_ParseTuple(args, "O!OO:install", &PyType_Type, &handle_type, &not_initialized, &reduce_locked))
         return NULL;
-    Py_XSETREF(state->handle_type, (PyTypeObject *)Py_NewRef(handle_type));
-    Py_XSETREF(state->not_initialized, Py_NewRef(not_initialized));
-    Py_XSETREF(state->reduce_locked, Py_NewRef(reduce_locked));
+    state->handle_type = (PyTypeObject *)Py_NewRef(handle_type);
+    state->not_initialized = Py_NewRef(not_initialized);
+    state->reduce_locked = Py_NewRef(reduce_locked);
     Py_RETURN_NONE;
 }
 
 /* hasten(mutex_type): a subclass of Mutex whose methods none overrides; locked calls need not look them up. */
 static PyObject *native_hasten(PyObject *module, PyObject *type) {
     State *state = PyModule_GetState(module);
-    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, (PyTypeObject *)state->mutex_base)) {
-        PyErr_SetString(PyExc_TypeError, "hasten() takes a subclass of Mutex");
-        return NULL;
-    }
-    Py_XSETREF(state->mutex_type, (PyTypeObject *)Py_NewRef(type));
+    if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, (PyTypeObject *)state->mutex_base))
+        return PyErr_Format(PyExc_TypeError, "hasten() takes a subclass of Mutex");
+    state->mutex_type = (PyTypeObject *)Py_NewRef(type);
     Py_RETURN_NONE;
 }
 

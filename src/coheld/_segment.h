@@ -12,13 +12,14 @@
 enum { HEADER_SIZE = 4096, FIRST_CHUNK = 64 * 1024, LARGEST_CHUNK = 16 * 1024 * 1024 };
 
 typedef struct {
-    char *base;
+    char *base; /* this and the next four: written by area_map only, before any other thread has the area */
     size_t length;
-    int fd;
     dev_t device; /* which file fd is: a daemon that closes all its descriptors may have another behind the number */
     ino_t inode;
     uint32_t generation;   /* of the process that mapped it: an arena hands out cells in that process only */
-    pthread_mutex_t guard; /* of the five below; leaf, held for no other code */
+    pthread_mutex_t guard; /* of the six below; leaf, held for no other code.  No child finds it taken: Python forks with
+                              the GIL, or without one while all other threads stand still, and neither is given up here */
+    int fd;
     size_t used;           /* bytes handed out, the header included */
     size_t reserved;       /* bytes that the file system has promised */
     uint32_t *free_cells;
@@ -60,15 +61,26 @@ static int area_map(Area *a, int fd, size_t length, size_t least) {
     return 0;
 }
 
-/* Is the descriptor still that of the file? */
+/* Is the descriptor still that of the file?  Under the guard: it is not closed, and its number another's, meanwhile. */
 static int area_file(const Area *a, struct stat *file) {
     return a->fd >= 0 && !fstat(a->fd, file) && file->st_ino == a->inode && file->st_dev == a->device;
 }
 
 static void area_close(Area *a) {
     struct stat file;
+    pthread_mutex_lock(&a->guard);
     if (area_file(a, &file)) close(a->fd);
     a->fd = -1;
+    pthread_mutex_unlock(&a->guard);
+}
+
+/* Does the file reach as far as a cell at that offset? */
+static int area_reaches(Area *a, size_t offset) {
+    struct stat file;
+    pthread_mutex_lock(&a->guard);
+    int there = area_file(a, &file) && file.st_size > CELL_SIZE && offset <= (size_t)file.st_size - CELL_SIZE;
+    pthread_mutex_unlock(&a->guard);
+    return there;
 }
 
 static void area_unmap(Area *a) {

@@ -7,7 +7,8 @@
 
 /* _mine(): does the calling thread hold it? */
 static PyObject *mutex_mine(Mutex *self, PyObject *Py_UNUSED(ignored)) {
-    return PyBool_FromLong(self->cell && still_mine(self->cell));
+    Cell *c = cell_of(self);
+    return PyBool_FromLong(c && still_mine(c));
 }
 
 /* _commit(): the owner's changes so far become the last commit. */
@@ -22,8 +23,9 @@ static PyObject *mutex_py_discard(Mutex *self, PyObject *Py_UNUSED(ignored)) {
 }
 
 static PyObject *mutex_get_version(Mutex *self, void *Py_UNUSED(closure)) {
-    if (!self->cell) return not_attached();
-    return PyLong_FromUnsignedLongLong(__atomic_load_n(&self->cell->version, __ATOMIC_ACQUIRE));
+    Cell *c = cell_of(self);
+    if (!c) return not_attached();
+    return PyLong_FromUnsignedLongLong(__atomic_load_n(&c->version, __ATOMIC_ACQUIRE));
 }
 
 static PyObject *mutex_get_pending(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->pending != NULL); }

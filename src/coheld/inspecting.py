@@ -38,6 +38,5 @@ def statistics(obj: object) -> Statistics:
 
 def _lock_of(obj: object) -> Handle:
     lock: Handle = native.lock_of(obj)
-    if not lock.attached or lock.flags & native.REMOVED:
-        lock._attach()
+    lock.attach()
     return lock

@@ -170,7 +170,7 @@ def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = No
     None: for ever.
 
     Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.
-    DeadlockError: inside of an atomic call that has changed something.
+    DeadlockError: inside of an atomic call that has changed something.  IncompatibleError: on a lock of files.
     """
     lock: Handle = native.lock_of(obj)
     native.LockedMethod(id, timeout, b"")  # a bad timeout raises

@@ -21,7 +21,7 @@ def named(name: str, url: str | None = None) -> Handle:
     files.check_name(name)
     resource = backend.named(name)
     mutex = known((resource.scheme, *resource.token(0)), lambda: backend.Mutex(resource))
-    mutex._attach()
+    mutex.attach()
     return mutex
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from . import _portable
+
 if TYPE_CHECKING:
     from ._native import (
         CELL_SIZE,
@@ -63,10 +65,12 @@ __all__ = [
 
 def _choose() -> tuple[ModuleType, str | None]:
     """What runs here, and why it is not the extension."""
-    from . import _native
-
+    try:
+        from . import _native
+    except ImportError as error:
+        return _portable, str(error)
     if not _native.SUPPORTED:
-        raise ImportError("the mutex of this libc does not work as it has to")
+        return _portable, "the mutex of this libc does not work as it has to"
     return _native, None
 
 

@@ -27,11 +27,14 @@ import os
 import re
 import select
 import signal
+import sys
 import time
 from contextlib import suppress
 
 from .errors import InsecureError
-from .owner import start_of
+from .process import start_of
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _RECORD = re.compile(rb"([1-9]\d{0,8}) (\d{1,18})\n")
 _SLICE = 1.0  # seconds; no sleep is longer

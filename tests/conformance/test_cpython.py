@@ -1,7 +1,7 @@
 """CPython's own tests of recursive locks, run against a Lockable: a definition of behaviour that others wrote.
 
-They come with the running Python, in its package `test`. Where that is missing, collecting this file fails; a Linux
-distribution has it in a package of its own (Debian: libpython3-testsuite).
+They come with the running Python, in its package `test`. Where that is missing, collecting this file fails, and says
+so. COHELD_BACKEND chooses the backend, as everywhere.
 """
 
 import functools
@@ -11,22 +11,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test import _test_multiprocessing, lock_tests
 
 from coheld import Lockable
 from support import delays
 
+try:
+    from test import _test_multiprocessing, lock_tests
+except ImportError as error:
+    raise ImportError("this Python comes without CPython's tests (Debian: libpython3-testsuite)") from error
+
 _numbers = itertools.count()
 
 
-def named(url: str) -> Callable[[], Lockable]:
-    """A maker of locks of that backend, each with a name of its own."""
-    return lambda: Lockable(lock_name=f"conformance-{next(_numbers)}", lock_backend=url)
+def named() -> Lockable:
+    """A lock with a name of its own."""
+    return Lockable(lock_name=f"conformance-{next(_numbers)}")
 
 
 MAKERS: dict[str, Callable[[], object]] = {
     "anonymous": Lockable,
-    "shm:": named("shm:"),
+    "named": named,
     "__lock__": lambda: Lockable().__lock__,
 }
 

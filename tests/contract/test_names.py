@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from coheld import Lockable, holder
-from coheld.backends import shm
 from contract import killpoints
+from contract.observe import BACKEND, URL
 from contract.places import all_in, file_of, inode_of, place_of, took
 from support import procs
 from support.exclusion import Exclusion
@@ -150,11 +150,11 @@ def test_a_bad_name_loses_nothing_that_an_object_had(name: Any) -> None:
 # ---- which backend -----------------------------------------------------------------------------------------
 
 
-def test_the_default_is_shared_memory() -> None:
-    assert place_of(Lockable(lock_name="x")) == place_of(Lockable(lock_name="x", lock_backend="shm:"))
+def test_the_default_is_that_of_this_run() -> None:
+    assert place_of(Lockable(lock_name="x")) == place_of(Lockable(lock_name="x", lock_backend=URL))
 
 
-@pytest.mark.parametrize("url", ["shm:", ""])
+@pytest.mark.parametrize("url", [URL, ""])
 def test_the_environment_may_name_the_default_too(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("COHELD_BACKEND", url)
     assert took(Lockable(lock_name="x"))
@@ -182,7 +182,7 @@ def test_an_unknown_backend_in_the_environment_is_a_value_error(
 
 def test_one_that_is_asked_for_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COHELD_BACKEND", "nosuch:")
-    assert took(Lockable(lock_name="x", lock_backend="shm:"))
+    assert took(Lockable(lock_name="x", lock_backend=URL))
 
 
 @pytest.mark.parametrize("url", [1, b"shm:", ["shm:"]])
@@ -193,7 +193,7 @@ def test_a_backend_that_is_no_text_is_a_type_error(url: Any) -> None:
 
 def test_a_backend_without_a_name_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="lock_backend needs a lock_name"):
-        Lockable(lock_backend="shm:")
+        Lockable(lock_backend=URL)
 
 
 # ---- how a name begins -------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_one_who_is_killed_at_any_step_of_making_a_name_is_in_nobodys_way(coheld
 def live_once() -> None:
     """A process that starts, and so sweeps, and ends."""
     assert took(Lockable())
-    shm._leave()
+    BACKEND._leave()
 
 
 @pytest.mark.hang_limit(180)

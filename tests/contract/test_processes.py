@@ -209,7 +209,7 @@ def test_through_an_executor(device: Device, method: str) -> None:
 
 
 def blocked_descendants() -> list[int]:
-    return [pid for pid in states.descendants(os.getpid()) if states.blocked_in_futex(pid)]
+    return [pid for pid in states.descendants(os.getpid()) if states.blocked(pid)]
 
 
 @every_method
@@ -563,7 +563,7 @@ def test_a_child_forked_while_another_thread_waits(device: Device) -> None:
         tried, _ = child.hear()
         assert tried is False
         child.wait_until_blocked()
-        assert statistics(device).waiters == 2
+        states.wait_until(lambda: statistics(device).waiters == 2, "both wait")
         device.release()
         child.expect("got it")
         child.tell("release")

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coheld import Lockable, LockTimeout, holder
-from coheld.backends import shm
 from coheld.mutex import remove
 from contract import killpoints
+from contract.observe import BACKEND
 from contract.places import all_in, had, inode_of, took
 from support import delays, procs, states
 from support.exclusion import Exclusion
@@ -97,17 +98,17 @@ def test_a_dead_holder_does_not_keep_it(coheld_dir: Path) -> None:
 
 def remove_in_steps(link: procs.Link) -> bool:
     """Stop after the lock is taken and marked, and again after its name is gone."""
-    unlink = shm.unlink_named
+    retire = BACKEND.Named.retire
 
-    def unlink_in_steps(segment: shm.Segment) -> None:
+    def retire_in_steps(resource: Any, segment: Any) -> None:
         link.say("marked")
         link.wait_for("unlink")
-        unlink(segment)
+        retire(resource, segment)
         link.say("unlinked")
         link.wait_for("release")
 
     Lockable(lock_name="x")
-    shm.unlink_named = unlink_in_steps
+    BACKEND.Named.retire = retire_in_steps
     return remove("x", None)
 
 
@@ -191,24 +192,24 @@ def remove_now(_: procs.Link) -> bool:
 @pytest.mark.parametrize("step", ["marked", "unlinked"])
 def test_a_thread_beside_the_remover_makes_the_name_anew(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """In one process, whose objects share one handle."""
-    unlink, made = shm.unlink_named, []
+    retire, made = BACKEND.Named.retire, []
 
     def make_meanwhile() -> None:
         thread = threading.Thread(target=lambda: made.append(Lockable(lock_name="x")))
         thread.start()
         thread.join(delays.LONG)
 
-    def unlink_beside(segment: shm.Segment) -> None:
-        monkeypatch.setattr(shm, "unlink_named", unlink)
+    def retire_beside(resource: Any, segment: Any) -> None:
+        monkeypatch.setattr(BACKEND.Named, "retire", retire)
         make_meanwhile() if step == "marked" else None
-        unlink(segment)
+        retire(resource, segment)
         make_meanwhile() if step == "unlinked" else None
 
     with procs.start(enter_when_free) as waiting:
         assert Lockable(lock_name="x").acquire(timeout=delays.LONG)
         obj = Lockable(lock_name="x")
         waiting.wait_until_blocked()
-        monkeypatch.setattr(shm, "unlink_named", unlink_beside)
+        monkeypatch.setattr(BACKEND.Named, "retire", retire_beside)
         obj.release()
         assert remove("x", delays.LONG) is True
         waiting.result()

@@ -12,6 +12,7 @@ from statistics import median
 import pytest
 
 from coheld import Lockable, LockTimeout, Statistics, holder, statistics
+from contract.observe import CAPABILITIES, give_all_back
 from support import delays, procs, states
 
 
@@ -357,6 +358,8 @@ def survive_a_storm(link: procs.Link, bed: Bed, loop: Callable[[Bed], None], see
             loop(bed)
         except Interrupted:
             interrupts += 1
+        if not CAPABILITIES.uninterruptible_entry:
+            give_all_back(bed)
         assert not mine(bed), f"left held by interrupt {interrupts}"
     return interrupts
 

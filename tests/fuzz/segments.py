@@ -28,8 +28,8 @@ from typing import Any
 
 from coheld import CoheldError, Lockable, holder, statistics
 from coheld.mutex import remove
-from contract import spoil
 from contract.places import place_of
+from shm import spoil
 from support import delays, seeds
 
 PATIENCE = 0.02  # s; of an attempt to get a lock, which may well be held

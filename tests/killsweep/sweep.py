@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 import coheld._native
-from killsweep.stepper import Code, Lost, build
+from killsweep.stepper import Code, Lost, Walk, build
 from killsweep.trial import ASLEEP, PROMPT, SCENES, Cast, Outcome, Point, Trial, scratch
 from killsweep.workbench import BODY, SUBJECTS, Stage
 from support import delays
@@ -59,11 +59,15 @@ class Sweep:
         self._random = random.Random(f"{seed}:{cast.scene.name}:{cast.subject.__name__}")
         self._outcomes: list[Outcome] = []
         self.report = Report(cast.scene.name, cast.subject.__name__, seed)
-        with Trial(self._cast) as trial:
-            self._walks = trial.record(body)
+        self._walks, other = self._recorded(body), self._recorded(body)
+        self._usual = {(stage, pointer) for stage, walk in other.items() for pointer in walk.pointers}
         self.report.steps = {stage.name: len(walk) for stage, walk in self._walks.items()}
         self._code = Code(coheld._native.__file__)
         self._of_lock = {stage: self._code.of_lock(walk.pointers) for stage, walk in self._walks.items()}
+
+    def _recorded(self, body: bool) -> dict[Stage, Walk]:
+        with Trial(self._cast) as trial:
+            return trial.record(body)
 
     # ---- which points
 
@@ -135,10 +139,12 @@ class Sweep:
         self.report.wanted = len(self._wanted())
 
     def _wanted(self) -> dict[tuple[Stage, int], int]:
-        """The lock's instructions, and the step of each."""
-        return {
+        """The lock's instructions, and the step of each; not those of a rare turn, which the other walk has not come by:
+        it may never be taken again."""
+        wanted = {
             (stage, self._walks[stage].pointers[step]): step for stage, steps in self._of_lock.items() for step in steps
         }
+        return {place: step for place, step in wanted.items() if place in self._usual}
 
     def _missed(self) -> dict[tuple[Stage, int], Point]:
         died_at = {(one.point.stage, one.pointer) for one in self._outcomes}

@@ -24,7 +24,7 @@ from killsweep.stepper import MARK, Code, Tracee, Walk, build, trace_me
 from support import delays, states
 
 FULL = os.environ.get("COHELD_SWEEP") == "full"
-POINTS = 2000 if FULL else 150
+POINTS = 2000 if FULL else 120
 
 
 class Ledger(Lockable):
@@ -81,7 +81,7 @@ class Reader:
     """A process that checks every snapshot, until it is told to end."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.told = mmap.mmap(-1, 1)
+        self.told, self.parent = mmap.mmap(-1, 1), os.getpid()
         self.pid = os.fork()
         if not self.pid:
             os._exit(self._read(ledger))
@@ -89,7 +89,7 @@ class Reader:
     def _read(self, ledger: Ledger) -> int:
         signal.alarm(int(delays.HANG))
         try:
-            while not self.told[0]:
+            while not self.told[0] and os.getppid() == self.parent:
                 checked(ledger)
         except BaseException:
             return 1

@@ -18,13 +18,23 @@ from support import delays, states
 PR_SET_CHILD_SUBREAPER = 36
 SYS_GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}
 PREFIX = "coheld-test-"  # of the private directories in /dev/shm; then the process that made it
-PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "name-*", ".new-*", "core.*")
+PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "cells-*", "name-*", ".new-*", "core.*")
 
 
 def adopt_orphans() -> None:
     """Make this process the parent of every orphan below it, so that nothing gets out of sight."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def stop_ignoring_signals() -> None:
+    """A run in the background (nohup, `&`) begins with some ignored, and whatever it starts would inherit that. A
+    handler is not inherited; this one keeps such a run alive."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

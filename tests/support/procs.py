@@ -145,8 +145,8 @@ class Worker(ABC):
         """True until it has ended; a zombie has."""
         return self._reap(0) is None
 
-    def wait_until_blocked(self, tid: int | None = None) -> states.FutexWait:
-        """Return once a thread of it (or the given one) sleeps on a futex that processes share."""
+    def wait_until_blocked(self, tid: int | None = None) -> int:
+        """Return once a thread of it (or the given one) waits for a lock."""
         return states.wait_until_blocked(self.pid, tid)
 
     def __str__(self) -> str:

@@ -3,11 +3,15 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from coheld.backends.files import NAMED_CELL
+from coheld.backends.record import CELL_SIZE, Cell
+from coheld.native import HEADER_SIZE
 from support import delays
 
 T = TypeVar("T")
@@ -93,18 +97,37 @@ def _futex_wait(pid: int, tid: int) -> FutexWait | None:
 
 
 def blocked_in_futex(pid: int, tid: int | None = None) -> FutexWait | None:
-    """How thread `tid` (None: any thread) of a process sleeps on a shared futex; None if it does not.
-
-    Use with `wait_until`: it tells that somebody truly waits for a lock, not only that he is about to.
-    """
+    """How thread `tid` (None: any thread) of a process sleeps on a shared futex; None if it does not."""
     tids = threads_of(pid) if tid is None else [tid]
     return next((wait for wait in (_futex_wait(pid, one) for one in tids) if wait), None)
 
 
-def wait_until_blocked(pid: int, tid: int | None = None) -> FutexWait:
-    """Return once thread `tid` (None: any thread) of the process sleeps on a futex shared by processes."""
-    what = f"thread {tid or '(any)'} of process {pid} sleeps on a shared futex"
-    found = wait_until(lambda: blocked_in_futex(pid, tid), what)
+def blocked(pid: int, tid: int | None = None) -> int | None:
+    """The thread of that process (None: any) that waits for a lock: in the kernel, or by looking again and again.
+
+    Use with `wait_until`: it tells that somebody truly waits for a lock, not only that he is about to.
+    """
+    if (found := blocked_in_futex(pid, tid)) is not None:
+        return found.tid
+    waiting = (who for who in _enrolled() if who[0] == pid and tid in (None, who[1]))
+    return next((number for _, number in waiting), None)
+
+
+def _enrolled() -> Iterator[tuple[int, int]]:
+    """Process and thread of each waiter on record in the cells that files of COHELD_DIR guard."""
+    directory = Path(os.environ.get("COHELD_DIR", os.devnull))  # a default directory is not looked at
+    for path in [*directory.glob("name-*"), *directory.glob("cells-*/chunk-?")]:
+        with suppress(OSError):
+            data = path.read_bytes()
+            first = NAMED_CELL if path.name.startswith("name-") else HEADER_SIZE
+            for offset in range(first, len(data) - CELL_SIZE + 1, CELL_SIZE):
+                cell = Cell(data, offset)
+                yield from ((waiter[0], waiter[2]) for waiter in (cell.waiters() if cell.sane() else []))
+
+
+def wait_until_blocked(pid: int, tid: int | None = None) -> int:
+    """Return once thread `tid` (None: any thread) of the process waits for a lock; its number."""
+    found = wait_until(lambda: blocked(pid, tid), f"thread {tid or '(any)'} of process {pid} waits for a lock")
     assert found is not None
     return found
 

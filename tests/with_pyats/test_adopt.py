@@ -16,7 +16,7 @@ from pyats.async_ import synchronize as reference
 from pyats.topology import Device
 
 import coheld
-from coheld.mutex import Mutex
+from coheld.backends.base import Handle
 from coheld.pyats import adopt
 from contract.observe import held_elsewhere, is_free
 from support import delays, procs, states
@@ -120,7 +120,7 @@ def test_only_two_names_change(monkeypatch: pytest.MonkeyPatch, request: pytest.
 def test_half_of_it_is_completed(adopted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cisco, "acquire", vars(Cisco)["acquire"].original)  # forked between the two
     adopt()
-    assert isinstance(connection().__lock__, Mutex)
+    assert isinstance(connection().__lock__, Handle)
     both = connection(CiscosFirst)
     assert both.acquire(blocking=False)
     both.release()

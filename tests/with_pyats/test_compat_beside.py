@@ -30,10 +30,10 @@ print(*pcall(Counter().twice, number=[1, 2, 3]))
 """
 
 ADOPT = """
-import coheld.mutex, coheld.pyats
+import coheld.backends.base, coheld.pyats
 from pyats.async_.synchronize import Lockable
 coheld.pyats.adopt()
-print(isinstance(Lockable().__lock__, coheld.mutex.Mutex))
+print(isinstance(Lockable().__lock__, coheld.backends.base.Handle))
 """
 
 

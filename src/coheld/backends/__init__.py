@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from importlib import import_module
 from types import ModuleType
@@ -9,16 +11,16 @@ from types import ModuleType
 from .. import native
 from ..errors import IncompatibleError
 
-_SCHEMES = ("shm",)
+_SCHEMES = ("shm", "file")
 
 
 def backend_of(url: str | None) -> ModuleType:
-    """The backend of a URL, of COHELD_BACKEND where that is None, else shared memory.
+    """The backend of a URL, of COHELD_BACKEND where that is None, else the default of this process.
 
     Raises: TypeError: if url is not a string.  ValueError: if no backend has its scheme.
     """
     if url is None:
-        url = os.environ.get("COHELD_BACKEND") or "shm:"
+        url = default()
     if not isinstance(url, str):
         raise TypeError(f"lock_backend must be a URL such as 'shm:', not {type(url).__name__}")
     scheme, colon, _ = url.partition(":")
@@ -28,6 +30,20 @@ def backend_of(url: str | None) -> ModuleType:
     return of_scheme(scheme)
 
 
+def default() -> str:
+    """The URL of COHELD_BACKEND; without it shared memory, or where the extension is missing, files."""
+    return os.environ.get("COHELD_BACKEND") or ("file:" if native.missing else "shm:")
+
+
+@functools.cache
+def tell_what_is_missing() -> None:
+    """Once per process: its locks are slower than they could be, and why."""
+    if native.missing:
+        logging.getLogger("coheld").warning(
+            "running without the C extension, on locks of files: calls are slower, and waits poll: %s", native.missing
+        )
+
+
 def of_scheme(scheme: str) -> ModuleType:
     """The backend of a scheme, imported when it is first asked for.
 
@@ -35,4 +51,5 @@ def of_scheme(scheme: str) -> ModuleType:
     """
     if scheme == "shm" and native.missing:
         raise IncompatibleError(f"shm: needs the C extension, and this process runs without it: {native.missing}")
+    tell_what_is_missing()
     return import_module(f"{__name__}.{scheme}")

@@ -6,6 +6,7 @@ A backend is a module with a scheme (``shm:``), and has
     anonymous()         a new Mutex that others reach by fork, spawn or pickle
     named(name)         the resource of that name, as this process finds it
     resource(*token)    the resource that a pickled Mutex travels as
+    CAPABILITIES        what it can give that others cannot
 
 A resource says how to get from a description that can travel to a place that holds the lock.
 """
@@ -18,11 +19,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from .. import native, ward
+from .. import native
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
+from ..process import at_fork
 from . import files, of_scheme
 from .monitor import Monitor
 
@@ -30,6 +35,23 @@ if TYPE_CHECKING:
     from .._native import Mutex as _Half  # what a backend's own half has to have
 else:
     _Half = object
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What only some backends give.
+
+    handoff_bound: a wait among callers that ask again at once ends within so many seconds after the turns before it;
+    None: it ends, but nobody says when, nor in which order.  wakes_without_polling: who waits sleeps until the lock is
+    given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
+    thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
+    None: as many as it can have open files.
+    """
+
+    handoff_bound: float | None
+    wakes_without_polling: bool
+    uninterruptible_entry: bool
+    held_limit: int | None
 
 
 class Resource(Protocol):
@@ -105,12 +127,12 @@ class Handle(Monitor, _Half):
 
         Raises: OSError: if it cannot be written down; nothing has changed then.
         """
-        ward.write(self._ward(), pid)
+        _ward().write(self._ward_path(), pid)
         self._flag(native.WARDED, True)
 
     def reclaim(self) -> None:
         """By the owner: nobody works on its behalf any more."""
-        ward.clear(self._ward())
+        _ward().clear(self._ward_path())
         self._flag(native.WARDED, False)
 
     def __repr__(self) -> str:
@@ -135,14 +157,23 @@ class Handle(Monitor, _Half):
             _handles.known.setdefault(token, self)
         return handle, token
 
+    def attach(self) -> None:
+        """Attach, or attach anew where the name has been taken off. Raises what the place has to say."""
+        if not self.attached or (self.flags & native.REMOVED and not self._linked()):
+            self._attach()
+
     # -- called by the backend's half ----------------------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        """Attach, or attach anew where the cell was removed. Raises what the place has to say."""
+    def _attach(self, left: int | None = None) -> None:
+        """Attach, or attach anew where the cell was removed. Raises what the place has to say.
+
+        Anew only by one who held the cell, saw there that it is removed, and left it (left: its place): whoever looks
+        without the lock may see the mark of a remover that takes it back, as it cannot take the name off.
+        """
         with _handles.guard:
             if self.attached:
-                if not self.flags & native.REMOVED:
-                    return
+                if left not in (None, self.place) or not self.flags & native.REMOVED:
+                    return  # another thread has attached it anew
                 self.resource.retire(self.segment)
             segment, offset = self.resource.attach()
             try:
@@ -178,14 +209,14 @@ class Handle(Monitor, _Half):
             self._commit()  # before the flag: else a guard that waits, or a death in the body, would lose it for good
         self.recovered()
 
-    def _ward(self) -> str:
+    def _ward_path(self) -> str:
         if not self.resource.named:
             self._broken()  # nobody works on behalf of who holds an anonymous lock
-        return ward.path_of(self.resource.path)
+        return str(_ward().path_of(self.resource.path))
 
     def _await_ward(self, deadline: float) -> bool:
         """Kill whoever works on behalf of a dead owner, and wait; False: still there at that time.monotonic()."""
-        gone = ward.settle(self._ward(), deadline)
+        gone: bool = _ward().settle(self._ward_path(), deadline)
         if gone:
             self._flag(native.WARDED, False)
         return gone
@@ -223,6 +254,11 @@ class Handle(Monitor, _Half):
         )
 
 
+def _ward() -> ModuleType:
+    """Of Linux; elsewhere nobody works on behalf of an owner."""
+    return import_module("coheld.ward")
+
+
 class _Handles:
     """The handles that more than one object may come to share, by what travels in a pickle."""
 
@@ -235,7 +271,7 @@ class _Handles:
 
 
 _handles = _Handles()
-os.register_at_fork(after_in_child=_handles.begin)
+at_fork(child=_handles.begin)
 
 
 def known(token: tuple[object, ...], make: Callable[[], Handle]) -> Handle:
@@ -254,5 +290,5 @@ def handle(*token: Any) -> Handle:
     backend = of_scheme(scheme)
     mutex = known(token, lambda: backend.Mutex(backend.resource(*where)))
     with suppress(CoheldError, OSError):
-        mutex._attach()
+        mutex.attach()
     return mutex

@@ -11,32 +11,28 @@ A header stands first in each file.  It is written before the file gets its name
 from __future__ import annotations
 
 import errno
-import fcntl
-import mmap
 import os
-import re
 import stat
 import string
 import struct
-import time
+import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from .. import native
-from ..errors import BackendError, IncompatibleError, InsecureError
-from ..owner import start_of
+from ..errors import IncompatibleError, InsecureError
+from ..process import start_of
 
 MAGIC = b"\x93coheld\n"
 ARENA, NAMED = 1, 2
 NAMED_CELL = 1024
 """Where the cell of a named lock is; an arena's begin at HEADER_SIZE."""
-_FIELDS = struct.Struct("<8sII16s16sQ36sI255s")
+_FIELDS = struct.Struct("<8sI8sI16s16sQ36sI255s")
 _CHECK = struct.Struct("<I")
 _SAFE = frozenset((string.ascii_letters + string.digits + "._-").encode())
-_MADE_BY = re.compile(r"(?:arena|\.new)-(\d+)-(\d+)-[0-9a-f]+\Z")
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Header:
 
     magic: bytes
     layout: int
+    backend: bytes
     cell_size: int
     libc: bytes
     machine: bytes
@@ -64,33 +61,43 @@ class Packed(Protocol):
     def pack(self) -> bytes: ...
 
 
-def header_here(kind: int, name: str = "") -> Header:
-    """The header that this process writes, and the only one that it accepts."""
+def header_here(kind: int, name: str = "", *, backend: str, cell_size: int, libc: str, machine: str) -> Header:
+    """The header that this process writes, and the only one that it accepts.  What does not matter is empty."""
     return Header(
         magic=MAGIC,
         layout=native.LAYOUT_VERSION,
-        cell_size=native.CELL_SIZE,
-        libc=native.LIBC.encode().ljust(16, b"\0"),
-        machine=os.uname().machine.encode()[:16].ljust(16, b"\0"),
-        pid_namespace=os.stat("/proc/self/ns/pid").st_ino,
+        backend=backend.encode().ljust(8, b"\0"),
+        cell_size=cell_size,
+        libc=libc.encode().ljust(16, b"\0"),
+        machine=machine.encode()[:16].ljust(16, b"\0"),
+        pid_namespace=_pid_namespace(),
         boot=_boot_id(),
         kind=kind,
         name=name.encode().ljust(255, b"\0"),
     )
 
 
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino if sys.platform == "linux" else 0
+
+
 def _boot_id() -> bytes:
+    """Elsewhere than on Linux nothing is written that a reboot makes wrong."""
+    if sys.platform != "linux":
+        return bytes(36)
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().strip().ljust(36, b"\0")
 
 
-def check_header(path: str, fd: int, kind: int, name: str = "") -> bool:
-    """Is the file one that this process can use?  False: yes, but it was made before the last boot.
+HEADER_LENGTH = _FIELDS.size + _CHECK.size
+
+
+def check_header(path: str, raw: bytes, size: int, here: Header) -> bool:
+    """Can this process use the file of that size that begins so?  False: yes, but it was made before the last boot.
 
     Raises: IncompatibleError: if not; it says which field differs.
     """
-    raw = os.pread(fd, _FIELDS.size + _CHECK.size, 0)
-    if os.fstat(fd).st_size < native.HEADER_SIZE or raw[:8] != MAGIC:
+    if size < native.HEADER_SIZE or raw[:8] != MAGIC:
         raise IncompatibleError(
             f"{path} is no lock of coheld, or damaged; if nobody uses it, remove the file", resource=path
         )
@@ -98,7 +105,7 @@ def check_header(path: str, fd: int, kind: int, name: str = "") -> bool:
         raise IncompatibleError(
             f"{path} is damaged: its header's checksum is wrong; if nobody uses it, remove the file", resource=path
         )
-    found, here = Header(*_FIELDS.unpack_from(raw)), header_here(kind, name)
+    found = Header(*_FIELDS.unpack_from(raw))
     for field in Header.__dataclass_fields__:
         theirs, ours = getattr(found, field), getattr(here, field)
         if theirs != ours and field != "boot":
@@ -150,11 +157,13 @@ def _named_directory() -> str | None:
 
 
 def _default_name() -> str:
+    if sys.platform == "win32":
+        return "coheld"  # there each user has a temporary directory
     return f"coheld-{os.geteuid()}"
 
 
 def _base_directory() -> str:
-    if os.access("/dev/shm", os.W_OK | os.X_OK):
+    if sys.platform == "linux" and os.access("/dev/shm", os.W_OK | os.X_OK):
         return "/dev/shm"
     import tempfile  # dear to import, and hardly ever needed
 
@@ -166,12 +175,15 @@ def _base_directory() -> str:
 
 
 def _check_owner(path: str, found: os.stat_result) -> None:
+    if sys.platform == "win32":
+        return  # access lists decide there, and a user's temporary directory is closed to others
     if found.st_uid != os.geteuid():
         raise InsecureError(f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()})", resource=path)
     if found.st_mode & 0o022:
         raise InsecureError(f"{path} can be written by other users (mode {found.st_mode & 0o7777:o})", resource=path)
 
 
+_CAREFULLY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_NOINHERIT"))
 _NOT_MINE = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 
 
@@ -182,7 +194,7 @@ def open_checked(path: str) -> int:
     writable by others.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDWR | _CAREFULLY)
     except OSError as error:
         if error.errno not in _NOT_MINE:
             raise
@@ -196,6 +208,24 @@ def open_checked(path: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def open_or_create(path: str) -> int:
+    """An empty file of one's own, in a directory of one's own; the descriptor is the caller's."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o600)
+
+
+IN_USE_STAYS = sys.platform == "win32"
+"""A file that somebody has open, or mapped, cannot be removed."""
+
+
+def publish(made: str, path: str) -> None:
+    """Give a half-made file its name, whole from its first moment.  Raises: FileExistsError: if that is taken."""
+    if sys.platform == "win32":
+        os.rename(made, path)  # refuses to replace, there alone
+        return
+    os.link(made, path)
+    os.unlink(made)
 
 
 @contextmanager
@@ -217,48 +247,18 @@ def new_file(directory: str, size: int, header: Packed) -> Iterator[tuple[str, i
 
 
 def _reserved(path: str, size: int, header: Packed) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CAREFULLY, 0o600)
     try:
-        os.fchmod(fd, 0o600)  # the umask may have taken more away
-        os.posix_fallocate(fd, 0, size)
-        os.pwrite(fd, header.pack(), 0)
+        if sys.platform == "linux":
+            os.fchmod(fd, 0o600)  # the umask may have taken more away
+            os.posix_fallocate(fd, 0, size)
+            os.pwrite(fd, header.pack(), 0)
+        else:
+            os.write(fd, header.pack().ljust(size, b"\0"))
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-@contextmanager
-def directory_locked(directory: str) -> Iterator[None]:
-    """Names are taken away by one process at a time: blocks while another does (for moments); a killed one's turn
-    ends with it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        flock_soon(fd, fcntl.LOCK_EX, directory)
-        yield
-    finally:
-        _unlock_and_close(fd)
-
-
-def flock_soon(fd: int, operation: int, path: str) -> None:
-    """Take a flock that others have for moments only; blocks for a second at most.
-
-    Raises: BackendError: if it is not to be had: who has it was stopped.
-    """
-    deadline = time.monotonic() + 1.0
-    while True:
-        try:
-            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise BackendError(f"{path} is kept locked by a process that does not go on", resource=path) from None
-            time.sleep(0.001)
-
-
-def _unlock_and_close(fd: int) -> None:
-    """A child that another thread forks meanwhile has the descriptor too: closing ours would leave the flock there."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
 
 
 def check_name(name: object) -> None:
@@ -296,98 +296,6 @@ def same_file(path: str, identity: tuple[int, int]) -> bool:
     return (found.st_dev, found.st_ino) == identity
 
 
-# -- sweeping ---------------------------------------------------------------------------------------------------------
-#
-# Who uses an arena has a shared flock on it, so one that can be locked exclusively is in nobody's use, but for two: a
-# daemon that closed its descriptors, and a process that is just leaving.  Both still map it.  The second has signed off
-# before it closed its own: of several that leave at once, the last to look finds that all the others have.  The look
-# takes a while, in which neither may be missed: a process that is forked by one not looked at yet, which then ends (the
-# processes are listed again until there is no new one); and one that attaches and closes its descriptors (it has set
-# the time of the file).  The flock is not kept meanwhile, since who leaves and does not get it trusts that whoever has
-# it has not begun to look yet.  tests/models searches all of this.
-
-
-def sweep(directory: str) -> None:
-    """Remove what dead processes left; never blocks on a live one, never raises for what others remove meanwhile."""
-    _remove_unused(directory, [path for path, pid, start in _made_in(directory) if start_of(pid) != start])
-
-
-def leave(directory: str, used: set[str], shared: bool) -> None:
-    """The same by a process that has signed off and closed its descriptors, and for what it made or used as well.
-
-    shared: others may map what it made; if not, the look at all processes is spared.
-    """
-    candidates = []
-    me = os.getpid(), start_of(os.getpid())
-    for path, pid, start in _made_in(directory):
-        mine = (pid, start) == me
-        if mine and not shared:
-            _unlink_unused(path)
-        elif mine or path in used or start_of(pid) != start:
-            candidates.append(path)
-    _remove_unused(directory, candidates)
-
-
-def sign_off() -> object:
-    """Tell, in this process's list of mappings, that it is leaving; true as long as the result lives."""
-    fd = os.memfd_create(_SIGNED_OFF)
-    try:
-        os.ftruncate(fd, mmap.PAGESIZE)
-        told = mmap.mmap(fd, mmap.PAGESIZE)
-    finally:
-        os.close(fd)
-    told.madvise(mmap.MADV_DONTFORK)
-    return told
-
-
-_SIGNED_OFF = "coheld-left"
-
-
-def _made_in(directory: str) -> Iterator[tuple[str, int, int]]:
-    """Path, and number and start of its maker, of each arena and half-made file."""
-    for entry in os.listdir(directory):
-        if maker := _MADE_BY.match(entry):
-            yield os.path.join(directory, entry), int(maker[1]), int(maker[2])
-
-
-def _remove_unused(directory: str, paths: list[str]) -> None:
-    times = {path: _time_if_unused(path) for path in paths}
-    while times := {path: time for path, time in times.items() if time is not None}:
-        mapped = _mapped_files(directory)
-        free = {path: time for path, time in times.items() if os.path.basename(path) not in mapped}
-        changed = [path for path, time in free.items() if _unlink_unless_touched(path, time)]
-        times = {path: _time_if_unused(path) for path in changed}
-
-
-def _time_if_unused(path: str) -> int | None:
-    """The time of the file, which each who attaches sets; None if a process has a flock on it, or it is gone."""
-    with _exclusively(path) as fd:
-        return None if fd is None else os.fstat(fd).st_mtime_ns
-
-
-def _unlink_unless_touched(path: str, time: int) -> bool:
-    """Remove the file if no process has a flock on it; has somebody attached since that time instead?"""
-    with _exclusively(path) as fd:
-        if fd is None:
-            return False
-        touched = os.fstat(fd).st_mtime_ns != time
-        if not touched:
-            unlink_whole(path)
-        return touched
-
-
-def touch(fd: int) -> None:
-    """By one who attaches and has its flock: a look at all processes that has begun before does not count."""
-    now = time.time_ns()  # the clock of the file system is too coarse to tell two apart
-    os.utime(fd, ns=(now, now))
-
-
-def _unlink_unused(path: str) -> None:
-    with _exclusively(path) as fd:
-        if fd is not None:
-            unlink_whole(path)
-
-
 def unlink_whole(path: str) -> None:
     """Remove a file of cells, after the states of its cells: a removal that is broken off is begun anew by the next."""
     directory, name = os.path.split(path)
@@ -397,50 +305,3 @@ def unlink_whole(path: str) -> None:
                 os.unlink(os.path.join(directory, entry))
     with suppress(FileNotFoundError):
         os.unlink(path)
-
-
-@contextmanager
-def _exclusively(path: str) -> Iterator[int | None]:
-    """The open file, if it is there and no process has a flock on it; nobody gets one meanwhile.  An attacher that gets
-    its own only after that finds that the path is gone (shm.attach_arena)."""
-    fd = _open_if_unused(path)
-    try:
-        yield fd
-    finally:
-        if fd is not None:
-            _unlock_and_close(fd)
-
-
-def _open_if_unused(path: str) -> int | None:
-    with suppress(FileNotFoundError, BlockingIOError, InsecureError), ExitStack() as opened:
-        fd = open_checked(path)
-        opened.callback(os.close, fd)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        opened.pop_all()
-        return fd
-    return None
-
-
-def _mapped_files(directory: str) -> set[str]:
-    """The files that any process maps, but for those that have signed off."""
-    needle = b" " + os.fsencode(os.path.realpath(directory)) + b"/"  # as the kernel spells it
-    gone = f"/memfd:{_SIGNED_OFF} ".encode()
-    found: set[str] = set()
-    for pid in _processes():
-        with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
-            maps = file.read()
-            if needle in maps and gone not in maps:
-                found.update(_path_of(line) for line in maps.splitlines() if needle in line)
-    return found
-
-
-def _processes() -> Iterator[str]:
-    """All processes, and those that they have forked by the time that one has looked at each."""
-    seen: set[str] = set()
-    while new := set(filter(str.isdigit, os.listdir("/proc"))) - seen:
-        yield from new
-        seen |= new
-
-
-def _path_of(line: bytes) -> str:
-    return os.path.basename(os.fsdecode(line[line.index(b"/") :]))

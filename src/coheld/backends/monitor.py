@@ -29,6 +29,9 @@ class Monitor(_Half):
         @property
         def label(self) -> str: ...
 
+    def _refuse_stateless(self, what: str) -> None:
+        """Raises: IncompatibleError: if this lock has no state beside it; what: who needs one."""
+
     def _is_created(self) -> bool:
         """The flag says so, or the state does, where its maker was killed between that commit and the flag."""
         return bool(self.flags & native.CREATED or self.version >> 48 & 1)

@@ -10,7 +10,6 @@ for it looks at the path again: it is gone, or it is safe.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import fcntl
 import os
@@ -22,10 +21,16 @@ from typing import Any, NoReturn
 
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
-from . import files
-from .base import Handle
+from ..process import at_fork
+from . import files, leaving, sweeping
+from .base import Capabilities, Handle
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 SCHEME = "shm"
+CAPABILITIES = Capabilities(
+    handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True, held_limit=native.HELD_LIMIT
+)
 _ARENA_SPAN = 1 << 34
 """Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""
 
@@ -62,7 +67,6 @@ class _Process:
         self.guard = threading.RLock()
         self.arena: Arena | None = None
         self.shared = False  # others may map its arenas: it forked, or pickled a lock
-        self.finalizer: Any = None
         self.signed_off: object = None
 
     def share(self) -> None:
@@ -70,7 +74,7 @@ class _Process:
 
 
 _process = _Process()
-os.register_at_fork(after_in_parent=_process.share, after_in_child=_process.begin)
+at_fork(parent=_process.share, child=_process.begin)
 
 
 class Arena:
@@ -165,6 +169,16 @@ def _damaged(segment: Segment) -> IncompatibleError:
     )
 
 
+def header_here(kind: int, name: str = "") -> files.Header:
+    machine = os.uname().machine
+    return files.header_here(kind, name, backend=SCHEME, cell_size=native.CELL_SIZE, libc=native.LIBC, machine=machine)
+
+
+def _check_header(path: str, fd: int, kind: int, name: str = "") -> bool:
+    raw = os.pread(fd, files.HEADER_LENGTH, 0)
+    return files.check_header(path, raw, os.fstat(fd).st_size, header_here(kind, name))
+
+
 def _mapped(path: str, fd: int, length: int, least: int) -> Segment:
     """Map an open file and take its descriptor; one mapping per file and process."""
     found = os.fstat(fd)
@@ -209,9 +223,10 @@ def _current_arena() -> Arena:
 
 def _new_arena() -> Arena:
     directory = files.lock_directory()
-    files.sweep(directory)
-    _leave_at_exit(directory)
-    with files.new_file(directory, native.HEADER_SIZE, files.header_here(files.ARENA)) as (made, fd):
+    sweeping.sweep(directory)
+    _process.directories.add(directory)
+    leaving.at_exit(_leave)
+    with files.new_file(directory, native.HEADER_SIZE, header_here(files.ARENA)) as (made, fd):
         fcntl.flock(fd, fcntl.LOCK_SH)
         path = os.path.join(directory, os.path.basename(made).replace(".new-", "arena-"))
         segment = _mapped(path, fd, _ARENA_SPAN, 1 << 20)
@@ -230,7 +245,8 @@ def attach_arena(path: str, offset: int) -> Segment:
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is None:
-            _leave_at_exit(os.path.dirname(path))
+            _process.directories.add(os.path.dirname(path))
+            leaving.at_exit(_leave)
             segment = _process.segments[path] = _attach_file(path)
         elif not segment.holds(offset):  # a daemon has closed its descriptor
             segment = _process.segments[path] = _attach_file(path)
@@ -245,12 +261,12 @@ def _attach_file(path: str) -> Segment:
     except FileNotFoundError:
         raise _gone(path) from None
     try:
-        files.flock_soon(fd, fcntl.LOCK_SH, path)
-        files.touch(fd)
+        sweeping.flock_soon(fd, fcntl.LOCK_SH, path)
+        sweeping.touch(fd)
         found = os.fstat(fd)
         if not files.same_file(path, (found.st_dev, found.st_ino)):
             raise _gone(path)
-        if not files.check_header(path, fd, files.ARENA):
+        if not _check_header(path, fd, files.ARENA):
             raise _gone(path)
     except BaseException:
         os.close(fd)
@@ -299,17 +315,17 @@ def _map_named(path: str, name: str) -> Segment:
 def _is_of_this_boot(path: str, fd: int, name: str) -> bool:
     """A header that is wrong may be half written: _revive does that, under the flock.  Then it is right after that."""
     with suppress(IncompatibleError):
-        return files.check_header(path, fd, files.NAMED, name)
-    files.flock_soon(fd, fcntl.LOCK_SH, path)
-    return files.check_header(path, fd, files.NAMED, name)
+        return _check_header(path, fd, files.NAMED, name)
+    sweeping.flock_soon(fd, fcntl.LOCK_SH, path)
+    return _check_header(path, fd, files.NAMED, name)
 
 
 def _create_named(path: str, name: str) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
-    files.sweep(directory)
-    with files.new_file(directory, native.HEADER_SIZE, files.header_here(files.NAMED, name)) as (made, fd):
+    sweeping.sweep(directory)
+    with files.new_file(directory, native.HEADER_SIZE, header_here(files.NAMED, name)) as (made, fd):
         _make_cell(path, fd)  # and unmapped: the traceback of a failure below must not keep the file's inode
         os.link(made, path)
         os.unlink(made)
@@ -322,16 +338,16 @@ def _make_cell(path: str, fd: int) -> None:
 def _revive(path: str, fd: int, name: str) -> None:
     """The file outlived a reboot, on a disk: nobody of then lives.  Whoever comes while it is made anew waits for the
     flock and finds it done."""
-    files.flock_soon(fd, fcntl.LOCK_EX, path)
-    if not files.check_header(path, fd, files.NAMED, name):
+    sweeping.flock_soon(fd, fcntl.LOCK_EX, path)
+    if not _check_header(path, fd, files.NAMED, name):
         _mapped(path, os.dup(fd), native.HEADER_SIZE, native.HEADER_SIZE).revive(files.NAMED_CELL)
-        os.pwrite(fd, files.header_here(files.NAMED, name).pack(), 0)
+        os.pwrite(fd, header_here(files.NAMED, name).pack(), 0)
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def unlink_named(segment: Segment) -> None:
     """Take the name off a lock that is marked REMOVED; nothing happens if it has none."""
-    with suppress(FileNotFoundError), files.directory_locked(os.path.dirname(segment.path)):
+    with suppress(FileNotFoundError), sweeping.directory_locked(os.path.dirname(segment.path)):
         if files.same_file(segment.path, segment.identity):
             files.unlink_whole(segment.path)
 
@@ -339,40 +355,30 @@ def unlink_named(segment: Segment) -> None:
 # -- leaving ----------------------------------------------------------------------------------------------------------
 
 
-def _leave_at_exit(directory: str) -> None:
-    """multiprocessing joins its children at exit: they may still have to attach, so go after that; and it ends its own
-    children without atexit."""
-    _process.directories.add(directory)
-    util = sys.modules.get("multiprocessing.util")
-    if util and not _process.finalizer:
-        _process.finalizer = util.Finalize(None, _leave, exitpriority=-100)
-
-
-@atexit.register
-def _at_exit() -> None:
-    if not (_process.finalizer and _process.finalizer.still_active()):
-        _leave()
-
-
 def _leave() -> None:
-    """Remove what only this process uses.  Where its threads go on without it (multiprocessing waits for them after
-    this), what they use stays, until its parent leaves or another process starts."""
-    if not _process.directories or any(map(_goes_on, threading.enumerate())):
+    """Remove what only this process uses."""
+    if not _process.directories:
         return
     with suppress(OSError):
-        _process.signed_off = files.sign_off()
-        segments = list(_process.segments.values())
+        _process.signed_off = sweeping.sign_off()
+        segments = _own_segments()
         for segment in segments:
             segment.close()
         _process.arena = None
         used = {segment.path for segment in segments}
-        for directory in _process.directories:
+        for directory in _process.directories.copy():
             with suppress(OSError):
-                files.leave(directory, used, _process.shared)
+                sweeping.leave(directory, used, _process.shared)
 
 
-def _goes_on(thread: threading.Thread) -> bool:
-    return not thread.daemon and thread not in (threading.main_thread(), threading.current_thread())
+def _own_segments() -> list[Segment]:
+    """All that are mapped, though other threads may still map more; one that keeps the guard is not waited for long."""
+    got = _process.guard.acquire(timeout=1)
+    try:
+        return list(_process.segments.values())
+    finally:
+        if got:
+            _process.guard.release()
 
 
 native.hasten(Mutex)

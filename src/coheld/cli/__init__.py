@@ -16,10 +16,11 @@ A wrapper must start at once: the modules above `demo` import little, and those 
 import argparse
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from coheld._version import __version__
-from coheld.cli import demo, exits, rm, run, show
+from coheld.cli import exits, rm, show
 from coheld.errors import CoheldError, LockTimeout
 
 
@@ -36,9 +37,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="coheld", description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, rm, show, demo):
+    for module in _commands():
         module.add_parser(commands)
     return parser
+
+
+def _commands() -> Sequence[ModuleType]:
+    """What is there on this system: the two others are made of processes as Linux has them."""
+    if sys.platform != "linux":
+        return [rm, show]
+    from coheld.cli import demo, run
+
+    return [run, rm, show, demo]
 
 
 def _complain(error: Exception, status: int) -> int:

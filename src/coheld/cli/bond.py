@@ -3,6 +3,9 @@
 import ctypes
 import os
 import signal
+import sys
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl

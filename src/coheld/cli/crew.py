@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from coheld.cli import bond
 
+assert sys.platform == "linux"  # type checkers for other systems stop here
+
 _PATIENCE = 10.0  # seconds for the workers to end their last calls
 _TICK = 0.005
 

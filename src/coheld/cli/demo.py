@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from coheld.backends import files
+from coheld.backends import default, files
 from coheld.cli import exits
 
 _EPILOG = """\
@@ -65,7 +65,7 @@ def execute(options: argparse.Namespace) -> int:
     from coheld.cli import display, report, scenario  # dear to import
 
     seed = options.seed or os.urandom(4).hex()
-    place = f"shm, {files.lock_directory()}"
+    place = f"{default().partition(':')[0]}, {files.lock_directory()}"
     plan = report.Plan(options.workers, options.devices, options.seconds, options.kills, seed, place)
     view = display.view(plan, plain=options.plain)
     play = scenario.Scenario(plan, view)

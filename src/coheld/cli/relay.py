@@ -16,9 +16,12 @@ command unless it is killed by SIGKILL. Nothing but the status of the child ends
 
 import os
 import signal
+import sys
 from contextlib import suppress
 
 from coheld.cli import exits
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _SI_KERNEL = 0x80
 _OUR_OWN = {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -12,7 +13,10 @@ from typing import Any, NoReturn
 import coheld
 from coheld.backends.base import Handle
 from coheld.cli import bond, exits, relay
-from coheld.owner import Owner, start_of
+from coheld.owner import Owner
+from coheld.process import start_of
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _EPILOG = """\
 The command keeps the terminal, standard input and the process group. Signals sent to coheld are passed on. If coheld

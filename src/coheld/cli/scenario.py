@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 from contextlib import suppress
 from types import FrameType
@@ -13,6 +14,8 @@ from coheld.cli.crew import Crew
 from coheld.cli.display import View
 from coheld.cli.report import DeviceResult, Moment, Plan, Report, Use, WorkerResult
 from coheld.mutex import remove
+
+assert sys.platform == "linux"  # type checkers for other systems stop here
 
 _TICK = 0.05  # seconds between two looks
 _GRACE = 5.0  # seconds more, if there was nobody to kill in the time

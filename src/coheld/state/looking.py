@@ -40,12 +40,13 @@ class Look:
 def look(name: str) -> Look | None:
     """The last commit of a named resource; None: there is no such resource. Takes no lock, and makes nothing.
 
-    Raises: IncompatibleError: if what is there is damaged, or of another version.
+    Raises: IncompatibleError: if what is there is damaged, of another version, or of a backend without state.
     """
     backend = backend_of(None)
     files.check_name(name)
     resource = backend.named(name)
     mutex = backend.Mutex(resource)
+    mutex._refuse_stateless("a look at its state")
     try:
         mutex.bind(*resource.find())
     except FileNotFoundError:

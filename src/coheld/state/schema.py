@@ -154,11 +154,13 @@ class Schema:
         """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it
         is the lock's from now on.
 
-        Raises: IncompatibleError: if the owner has changed fields of another class of this resource.
+        Raises: IncompatibleError: if the owner has changed fields of another class of this resource, or if the lock
+        has no state beside it.
         """
         from .view import View  # it needs what this module has
 
         self.settle()
+        lock._refuse_stateless(f"the shared state of {self.title}")
         while True:  # until no other thread has attached it anew, or been first, meanwhile
             if not lock.attached or lock.flags & native.REMOVED:
                 lock._attach()

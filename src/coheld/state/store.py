@@ -57,7 +57,7 @@ def next_word(word: int, made: bool, grown: bool = False) -> int:
 
 
 GENERATIONS = (1 << 15) - 1
-"""How many a word can count.  Each is larger than the one before by a quarter or more: there are never so many."""
+"""How many a word can count.  Each is a quarter larger than the one before, at least: there are never so many."""
 
 T = TypeVar("T")
 
@@ -221,11 +221,11 @@ def _mapped(path: str, fd: int, head: Head) -> StateFile:
 
 
 def _head_of(path: str, fd: int) -> Head:
-    raw = os.pread(fd, _BEGIN, 0)
+    raw = os.read(fd, _BEGIN)
     if len(raw) < _BEGIN or raw[:8] != MAGIC:
         raise _damaged(path, "it does not begin as one")
     head = Head(*_HEAD.unpack_from(raw))
-    record = os.pread(fd, head.schema, _BEGIN) if head.schema <= 1 << 24 else b""
+    record = os.read(fd, head.schema) if head.schema <= 1 << 24 else b""
     if _CHECK.unpack_from(raw, _HEAD.size)[0] != zlib.crc32(raw[: _HEAD.size] + record):
         raise _damaged(path, "the checksum of its header is wrong")
     if head.layout != native.LAYOUT_VERSION:

@@ -15,12 +15,13 @@ import pytest
 
 from coheld import CoheldError, IncompatibleError, Lockable, statistics
 from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, WARDED
-from coheld.backends import files
+from coheld.backends import files, shm, sweeping
 from coheld.backends.base import handle
 from coheld.mutex import remove
-from contract import killpoints, spoil
+from contract import killpoints
 from contract.places import all_in, had, inode_of, place_of, took
 from fuzz import segments
+from shm import spoil
 from support import delays, procs
 
 
@@ -127,6 +128,7 @@ def test_every_bit_of_the_header_counts(victim: Victim, rng: random.Random) -> N
 
 OTHERS: dict[str, Any] = {
     "layout": LAYOUT_VERSION + 1,
+    "backend": b"file".ljust(8, b"\0"),
     "cell_size": CELL_SIZE * 2,
     "libc": b"musl".ljust(16, b"\0"),
     "machine": b"riscv64".ljust(16, b"\0"),
@@ -247,7 +249,7 @@ LAST_BOOT = b"01234567-89ab-cdef-0123-456789abcdef"
 def test_a_named_lock_of_the_last_boot_is_used_again(named: Victim) -> None:
     spoil.change_header(named.path, boot=LAST_BOOT)
     assert named.outcome() == "took"
-    assert spoil.read_header(named.path).boot == files.header_here(files.NAMED, "x").boot
+    assert spoil.read_header(named.path).boot == shm.header_here(files.NAMED, "x").boot
     assert named.outcome() == "took"
 
 
@@ -310,13 +312,13 @@ def test_those_who_find_it_at_once_agree_on_it(named: Victim) -> None:
 def test_a_header_that_is_half_written_is_read_again(named: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process writes it anew after a boot, under the flock."""
     spoil.flip(named.path, 50, 1)
-    flock = files.flock_soon
+    flock = sweeping.flock_soon
 
     def flock_after_the_writer(fd: int, operation: int, path: str) -> None:
         spoil.flip(named.path, 50, 1)
         flock(fd, operation, path)
 
-    monkeypatch.setattr(files, "flock_soon", flock_after_the_writer)
+    monkeypatch.setattr(sweeping, "flock_soon", flock_after_the_writer)
     assert named.outcome() == "took"
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from coheld import Lockable, NotOwnerError, holder, statistics
-from coheld.backends import files
+from coheld.backends import files, shm
 from coheld.mutex import remove
 from support import delays, procs, states
 
@@ -266,7 +266,7 @@ def test_who_works_for_an_owner_of_before_the_boot_is_not_killed(coheld_dir: Pat
 
 def forge_boot(raw: bytes) -> bytes:
     """The same header, of another boot."""
-    forged = dataclasses.replace(files.header_here(files.NAMED, "bed"), boot=b"x" * 36).pack()
+    forged = dataclasses.replace(shm.header_here(files.NAMED, "bed"), boot=b"x" * 36).pack()
     assert forged != raw[: len(forged)]
     return forged
 

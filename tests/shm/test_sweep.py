@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from coheld import BackendError, Lockable
-from coheld.backends import files, shm
-from coheld.owner import start_of
+from coheld.backends import shm, sweeping
+from coheld.process import start_of
 from contract import killpoints, roles, runs
 from contract.places import all_in, arenas_of, had, took
 from support import delays, effort, procs, states
@@ -521,7 +521,7 @@ def attach_and_end(link: procs.Link) -> None:
 def sweep_all_the_time(link: procs.Link) -> None:
     """As if processes started one after the other."""
     while not told(link):
-        files.sweep(os.environ["COHELD_DIR"])
+        sweeping.sweep(os.environ["COHELD_DIR"])
 
 
 def told(link: procs.Link) -> bool:
@@ -575,14 +575,14 @@ def test_attaching_while_the_maker_ends_and_others_start(coheld_dir: Path, rng: 
 
 def test_one_who_attaches_while_it_is_swept_is_told_that_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file was there when it was opened, and a sweeper had the flock."""
-    flock = files.flock_soon
+    flock = sweeping.flock_soon
 
     def flock_after_the_sweeper(fd: int, operation: int, path: str) -> None:
         os.unlink(path)
         flock(fd, operation, path)
 
     with roles.maker() as maker:
-        monkeypatch.setattr(files, "flock_soon", flock_after_the_sweeper)
+        monkeypatch.setattr(sweeping, "flock_soon", flock_after_the_sweeper)
         obj = pickle.loads(bytes.fromhex(maker.lock))
         with pytest.raises(BackendError, match="gone"):
             obj.acquire()
@@ -590,7 +590,7 @@ def test_one_who_attaches_while_it_is_swept_is_told_that_it_is_gone(monkeypatch:
 
 def sweep_while(monkeypatch: pytest.MonkeyPatch, directory: Path, event: Callable[[], None]) -> None:
     """Sweep; the event comes when the first look at what all processes map is over."""
-    look, events = files._mapped_files, [event]
+    look, events = sweeping._mapped_files, [event]
 
     def look_and_then(directory: str) -> set[str]:
         mapped = look(directory)
@@ -599,8 +599,8 @@ def sweep_while(monkeypatch: pytest.MonkeyPatch, directory: Path, event: Callabl
         return mapped
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_mapped_files", look_and_then)
-        files.sweep(str(directory))
+        patch.setattr(sweeping, "_mapped_files", look_and_then)
+        sweeping.sweep(str(directory))
     assert not events, "there was nothing to look for"
 
 
@@ -640,7 +640,7 @@ def test_one_who_is_forked_during_a_sweep_by_a_daemon_that_ends_keeps_the_lock(
     coheld_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the sweeper comes to the daemon it is gone, and its child was not there when it listed the processes."""
-    processes = files._processes
+    processes = sweeping._processes
 
     def processes_of_which_one_forks() -> Iterator[str]:
         parent = daemon.pid
@@ -653,8 +653,8 @@ def test_one_who_is_forked_during_a_sweep_by_a_daemon_that_ends_keeps_the_lock(
         daemon.ask("close")
         parent = daemon.pid
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_processes", processes_of_which_one_forks)
-            files.sweep(str(coheld_dir))
+            patch.setattr(sweeping, "_processes", processes_of_which_one_forks)
+            sweeping.sweep(str(coheld_dir))
         assert daemon.pid != parent
         check_that_it_stays(daemon)
         daemon.end()

@@ -362,8 +362,10 @@ def make_and_spoil(link: procs.Link, spoil: Callable[[Path], None]) -> bytes:
     return b""
 
 
-def test_a_file_that_others_could_change_is_not_used(coheld_dir: Path, spoil: Callable[[Path], None]) -> None:
-    os.chdir("/")
+def test_a_file_that_others_could_change_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, coheld_dir: Path, spoil: Callable[[Path], None]
+) -> None:
+    monkeypatch.chdir("/")
     with procs.start(make_and_spoil, spoil) as maker:
         data, paths = maker.hear()
         anonymous = pickle.loads(data)  # loading never raises

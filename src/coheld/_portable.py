@@ -1,0 +1,166 @@
+"""What _native exports, in Python: for where there is no C extension.
+
+What it cannot give: an interrupt may land between two bytecodes of ours, after a lock is taken and before the call
+that it was taken for has begun. The lock then stays with its thread until that releases it, or ends.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import monotonic
+from types import MethodType
+from typing import Any
+
+from .errors import NotOwnerError
+from .process import at_fork
+from .waiting import FOREVER, patience, seconds_of
+
+RECOVERING, REMOVED, CREATED, WARDED = 1, 2, 4, 8
+LAYOUT_VERSION, HEADER_SIZE = 1, 4096
+_MISSING: Any = object()
+
+
+class _Installed:
+    """What lockable.py has given."""
+
+    handle_type: Any = ()
+    not_initialized: Any = None
+    reduce_locked: Any = None
+    forks = 0
+
+
+def install(handle_type: Any, not_initialized: Any, reduce_locked: Any, /) -> None:
+    """Once, by lockable."""
+    _Installed.handle_type = handle_type
+    _Installed.not_initialized = staticmethod(not_initialized)
+    _Installed.reduce_locked = staticmethod(reduce_locked)
+
+
+def hang(obj: object, lock: object, /) -> None:
+    """obj.__lock__ = lock, past any __setattr__ (frozen dataclasses, proxies)."""
+    object.__setattr__(obj, "__lock__", lock)
+
+
+def peek(obj: object, /) -> Any:
+    """What its __lock__ is, or None; without its __getattr__."""
+    try:
+        return object.__getattribute__(obj, "__lock__")
+    except AttributeError:
+        return None
+
+
+def lock_of(obj: object, /) -> Any:
+    """Its lock, or NotInitializedError."""
+    lock = peek(obj)
+    if isinstance(lock, _Installed.handle_type):
+        return lock
+    return _Installed.not_initialized(obj)
+
+
+def generation() -> int:
+    """How many forks are behind this process."""
+    return _Installed.forks
+
+
+def _count_fork() -> None:
+    _Installed.forks += 1
+
+
+at_fork(child=_count_fork)
+
+
+class LockableBase:
+    """acquire, release and with of Lockable."""
+
+    __slots__ = ()
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None, *, block: bool = _MISSING) -> bool:
+        """Take the lock; True if it is held now, False if it could not be had.
+
+        Blocks the calling thread for at most timeout seconds (None: for ever; zero or less: tries once), on the
+        monotonic clock; with blocking=False it tries once and timeout is not looked at. The owner may take it again
+        and must release it as often. A signal's handler runs at once; if it raises, the lock is not held.
+        """
+        wait = patience(blocking, timeout) if block is _MISSING else patience(block, timeout)
+        return bool(lock_of(self)._take(self, "", None if wait == FOREVER else wait))
+
+    def release(self) -> None:
+        """Give one level of the lock back; never blocks.
+
+        Raises NotOwnerError, an AssertionError and a RuntimeError, if the calling thread does not hold it.
+        """
+        lock_of(self).release()
+
+    def __enter__(self) -> Any:
+        lock_of(self)._take(self, "", None)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        lock_of(self).release()
+
+
+class Field:
+    """A shared field; no class has one here, see state/declaring.py."""
+
+    __slots__ = ()
+
+
+class LockedMethod:
+    """LockedMethod(func, timeout, label): func, called under the lock of its first argument.
+
+    What it does not have itself, it has from the function: __code__, __annotations__, __closure__ …; but it does not
+    claim to be a function: what ships functions by value would then ship the method without its lock.
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_atomic", "_func", "_guard", "_label", "_timeout", "_wait")
+
+    def __init__(self, func: Any, timeout: Any, label: bytes, guard: Any = None, atomic: bool = False, /) -> None:
+        wait = seconds_of(timeout)
+        self._guard, self._atomic = guard, atomic
+        self._func, self._timeout, self._label = func, timeout, label.decode(errors="ignore")
+        self._wait = None if wait == FOREVER else wait
+
+    @property
+    def timeout(self) -> Any:
+        """Seconds to wait for the lock, or None."""
+        return self._timeout
+
+    @property
+    def when(self) -> Any:
+        """What must hold before the call, or None."""
+        return self._guard
+
+    @property
+    def atomic(self) -> bool:
+        """Does an exception undo what the call changed? There is no shared field here that it could have changed."""
+        return self._atomic
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if not args:
+            raise TypeError(f"{self!r} must be called with its instance as the first argument")
+        lock = lock_of(args[0])
+        deadline = FOREVER if self._wait is None else monotonic() + self._wait
+        if not lock._take(args[0], self._label, self._wait):
+            lock._timed_out(self._timeout)
+        try:
+            if self._guard is not None:
+                lock._await_guard(self._guard, args[0], deadline, self._timeout)
+            result = self._func(*args, **kwargs)
+        except BaseException:
+            with suppress(NotOwnerError):  # what the call raised is what the caller sees
+                lock.release()
+            raise
+        lock.release()
+        return result
+
+    def __get__(self, obj: object, _type: type | None = None) -> Any:
+        return self if obj is None else MethodType(self, obj)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_func"), name)
+
+    def __repr__(self) -> str:
+        return f"<locked {self._func!r}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _Installed.reduce_locked(self, protocol)

@@ -1,0 +1,171 @@
+"""Who in this process has a lock that a file guards: claims of its threads, and the descriptors of its guards.
+
+A thread's claim stands in the lock's table from its first try to its release; dict.setdefault puts it there in one
+step, so one thread of the process tries for the file at a time.  A claim is given up by
+
+    release                     the thread itself
+    the end of the thread       its Thread goes with its thread-local variables, and says so to each lock that it held:
+                                the guard is let go with the record still saying that it is held, so whoever comes next,
+                                here or in another process, finds an owner that died
+    an interrupt                that came between two steps of a try: the next try of the same thread inherits the claim
+
+and whoever may follow a claim that is dead is settled by setdefault again, in its heir.
+
+A forked child owns nothing.  It has its parent's descriptors, and a file's lock belongs to the open file: closed, they
+leave the parent's lock as it is; kept, they would keep it locked when the parent dies; unlocked, they would unlock it.
+So the child closes them first of all, and none is opened while a thread forks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from ..errors import BackendError
+from ..process import at_fork, start_of
+
+
+class _Process:
+    """What belongs to this process alone."""
+
+    def __init__(self) -> None:
+        self.forks = 0
+        self.descriptors: set[int] = set()
+        self.opening = threading.RLock()
+        self.begin()
+
+    def begin(self) -> None:
+        self.pid = os.getpid()
+        self.start = start_of(self.pid) or 0
+        self.local = threading.local()
+
+    def prepare(self) -> None:
+        self.opening.acquire()
+
+    def stay(self) -> None:
+        self.opening.release()
+
+    def become_child(self) -> None:
+        inherited, self.descriptors = self.descriptors, set()
+        for fd in inherited:
+            os.close(fd)
+        self.forks += 1
+        self.opening = threading.RLock()
+        self.begin()
+
+
+_process = _Process()
+at_fork(before=_process.prepare, parent=_process.stay, child=_process.become_child)
+
+
+def forks() -> int:
+    """How many forks are behind this process."""
+    return _process.forks
+
+
+class Thread:
+    """This thread, as long as it runs: nothing but its thread-local variables refers to it."""
+
+    def __init__(self) -> None:
+        self.pid = _process.pid
+        self.who = self.pid, _process.start, threading.get_native_id()
+        self.mark = object()
+        self.held: dict[Any, Claim] = {}  # and keeps locks that it holds from being forgotten
+
+    def __del__(self) -> None:
+        if self.held and self.pid == os.getpid():  # in a forked child the threads of its parent have not ended
+            for claim in list(self.held.values()):
+                claim.die()
+
+
+def this_thread() -> Thread:
+    """Who calls."""
+    try:
+        return _process.local.thread  # type: ignore[no-any-return]
+    except AttributeError:
+        made = _process.local.thread = Thread()
+        return made
+
+
+class Claim:
+    """One thread's hold of a lock, or its try for it."""
+
+    __slots__ = ("cell", "dead", "depth", "fd", "heir", "leaving", "locked", "mark", "segment")
+
+    def __init__(self, mark: object, segment: Any, cell: Any) -> None:
+        self.mark, self.segment, self.cell = mark, segment, cell
+        self.depth = 0
+        self.fd: int | None = None
+        self.locked = self.dead = self.leaving = False
+        self.heir: dict[int, Claim] = {}
+
+    def over(self, mark: object) -> bool:
+        """May the thread of that mark follow it?"""
+        return self.dead or (self.mark is mark and (self.leaving or not self.depth))
+
+    def inherit(self, other: Claim) -> None:
+        """Have the guard of a claim that an interrupt has left."""
+        if not other.dead:
+            self.fd, self.locked, other.fd = other.fd, other.locked, None
+            if other.leaving:
+                self.cell.depth = 0
+
+    def guard(self, open_it: Callable[[], int]) -> bool:
+        """Lock the guard's file; False: another process has it. Never blocks. Raises: OSError: as open_it."""
+        if not self.locked:
+            if self.fd is None:
+                self.fd = open_guard(open_it)
+            self.locked = lock_descriptor(self.fd, blocking=False)
+        return self.locked
+
+    def let_go(self) -> None:
+        """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody."""
+        if self.fd is not None:
+            unlock_descriptor(self.fd)
+            self.locked = False
+            fd, self.fd = self.fd, None
+            close_guard(fd)
+
+    def die(self) -> None:
+        """Its thread has ended."""
+        self.let_go()
+        self.dead = True
+
+
+def open_guard(open_it: Callable[[], int]) -> int:
+    """A descriptor that no forked child keeps."""
+    with _process.opening:
+        fd = open_it()
+        _process.descriptors.add(fd)
+    return fd
+
+
+def close_guard(fd: int) -> None:
+    """It is unlocked already: a child may be closing its own only now."""
+    _process.descriptors.discard(fd)
+    os.close(fd)
+
+
+@contextmanager
+def briefly(open_it: Callable[[], int], path: str) -> Iterator[int]:
+    """A file's lock that all have for moments only; blocks for a second at most.
+
+    Raises: BackendError: if it is not to be had: who has it was stopped.  OSError: as open_it.
+    """
+    fd = open_guard(open_it)
+    deadline = time.monotonic() + 1.0
+    try:
+        while not lock_descriptor(fd, blocking=False):
+            if time.monotonic() > deadline:
+                raise BackendError(f"{path} is kept locked by a process that does not go on", resource=path)
+            time.sleep(0.001)
+        yield fd
+    finally:
+        unlock_descriptor(fd)
+        close_guard(fd)

@@ -1,0 +1,353 @@
+"""The half of a lock that a file guards: takes and gives back, in Python.
+
+A thread first has the claim of its process (claims.py), then the file's lock, then writes its record (record.py).  The
+file's lock says who owns; the record tells the others who that is, and the next owner whether the one before has died.
+Nobody is woken by another process: who waits looks again, at first after a fraction of a millisecond, later every few.
+
+    claim   guard     depth     state
+    -       free      0         free
+    C       free      0         a thread of this process tries
+    C       locked    0         entering or leaving: a death here is no news, no body runs
+    C       locked    n > 0     held
+    -       free      n > 0     the owner has died: whoever locks the guard next finds that
+
+Why nobody is kept out by who asks again at once: each waiter has a slot in the record, and a newcomer that finds one
+which is older than half a millisecond waits until the lock has changed hands, or for as long as a waiter sleeps, twice.
+Then it takes all slots away: those that live are there again at their next look.
+"""
+
+from __future__ import annotations
+
+import _thread
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from ..native import RECOVERING, REMOVED, WARDED
+from ..process import start_of, thread_runs
+from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
+from . import claims
+from .base import Handle, Resource
+from .record import CELL_SIZE, Cell
+from .stateless import Stateless
+
+_HANDOFF_AGE = 500_000  # ns
+_SLICE = 1_000_000_000  # ns between two looks at the name
+_MISSING: Any = object()
+_NEVER = 1 << 63
+_DEEPEST = 0xFFFF_FFFF
+
+
+class Place(Resource, Protocol):
+    """What it locks, and by which file."""
+
+    def open_guard(self, segment: Any, offset: int, /) -> int:
+        """A new descriptor of the file that guards the cell. Raises: FileNotFoundError."""
+
+    def guards(self, segment: Any, fd: int, /) -> bool:
+        """Is that file still the one?"""
+
+    def give_back(self, offset: int, /) -> None:
+        """The cell is never used again, by nobody. Only a lock that never left its process is told so."""
+
+
+class Polled(Stateless, Handle):
+    """A Handle with all that it needs but a place."""
+
+    resource: Place
+    __slots__ = ("__weakref__", "_cell", "_check", "_forks", "_owners", "_sleepers", "resource", "segment", "shared")
+
+    def __init__(self, resource: Any, segment: Any = None, offset: int = 0, /) -> None:
+        self.resource, self.segment, self.shared = resource, segment, False
+        self._cell: Cell | None = None if segment is None else Cell(segment.map, offset)
+        self._check = _NEVER  # when to look at the name again, ns
+        self._begin()
+
+    def _begin(self) -> None:
+        """In this process nobody has it."""
+        self._forks = claims.forks()
+        self._owners: dict[int, claims.Claim] = {}
+        self._sleepers: deque[Any] = deque()
+
+    def bind(self, segment: Any, offset: int, /) -> None:
+        """This cell from now on. Raises: ValueError: if none is there."""
+        cell = Cell(segment.map, offset) if 0 <= offset <= len(segment.map) - CELL_SIZE else None
+        if cell is None or not cell.sane():
+            raise ValueError(f"no lock at offset {offset}")
+        self.segment, self._cell, self.shared = segment, cell, True
+
+    def watch(self) -> None:
+        """Ask _look() at the next acquire, and then about once a second."""
+        self._check = 0
+
+    # -- what it says --------------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        return self._cell is not None
+
+    @property
+    def offset(self) -> int:
+        return self._place().offset
+
+    @property
+    def flags(self) -> int:
+        return int(self._place().flags)
+
+    def _place(self) -> Cell:
+        if self._cell is None:
+            raise RuntimeError("not attached to a lock")
+        return self._cell
+
+    def _record(self) -> tuple[int, int, tuple[int, int, int, str]]:
+        """Depth, since when, and who; depth is 0 if that one has died."""
+        cell = self._place()
+        depth, owner = cell.depth, cell.owner()
+        lives = depth and start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
+        return depth if lives else 0, cell.since, owner
+
+    def _dead(self) -> tuple[int, int, int, str]:
+        return self._place().dead()
+
+    def _counters(self) -> tuple[int, int, int, int]:
+        cell = self._place()
+        return cell.acquisitions, cell.contended, cell.recoveries, len(cell.waiters())
+
+    def _flag(self, bit: int, up: bool, /) -> None:
+        """By the owner only."""
+        cell = self._place()
+        if not self._hold():
+            self._not_owner()
+        cell.flags = cell.flags | bit if up else cell.flags & ~bit
+
+    # -- take and give back --------------------------------------------------------------------------------------------
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None, *, block: bool = _MISSING) -> bool:
+        """As Lockable.acquire."""
+        wait = patience(blocking if block is _MISSING else block, timeout)
+        return self._take(None, "", None if wait == FOREVER else wait)
+
+    def __enter__(self) -> Any:
+        self._take(None, "", None)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """As Lockable.release."""
+        claim = self._hold()
+        if claim is None:
+            self._not_owner()
+        if claim.depth > 1:
+            claim.depth = claim.cell.depth = claim.depth - 1
+        else:
+            self._give(claim)
+
+    def _mine(self) -> bool:
+        return self._hold() is not None
+
+    def _hold(self) -> claims.Claim | None:
+        """The caller's hold."""
+        if self._forks != claims.forks():
+            self._begin()
+        claim = claims.this_thread().held.get(self)
+        if claim is None or not claim.depth or claim.leaving or self._owners.get(0) is not claim:
+            return None
+        return claim
+
+    def _take(self, obj: Any, method: str, timeout: float | None, /) -> bool:
+        """True: held. False: not within the time. obj: whose __recover__ may run; None: nobody's."""
+        deadline = FOREVER if timeout is None else time.monotonic() + timeout
+        while True:
+            if (claim := self._hold()) is not None:
+                return self._again(claim)
+            if self._cell is None:
+                self._attach()
+            claim = self._wait(deadline) if timeout is None or timeout > 0 else self._try()
+            if claim is None:
+                return False
+            held = None if claim.depth else self._enter(claim, obj, method, deadline)
+            if held is not None:
+                return held
+
+    def _again(self, claim: claims.Claim) -> bool:
+        if claim.depth >= _DEEPEST:
+            self._too_deep()
+        claim.depth += 1
+        claim.cell.depth = claim.depth
+        return True
+
+    def _try(self) -> claims.Claim | None:
+        """One try; never blocks.  With the claim come the file's lock and nothing else: no record is written yet."""
+        thread = claims.this_thread()
+        claim = thread.held[self] = claims.Claim(thread.mark, self.segment, self._place())
+        try:
+            if self._claim(claim) and self._guard(claim):
+                return claim
+            self._drop(claim)
+        except BaseException:
+            self._drop(claim)
+            raise
+        return None if self._cell is claim.cell else self._try()
+
+    def _claim(self, claim: claims.Claim) -> bool:
+        found = self._owners.setdefault(0, claim)
+        while found is not claim and found.over(claim.mark):
+            before, found = found, found.heir.setdefault(0, claim)
+            if found is claim:
+                claim.inherit(before)
+                self._owners[0] = claim
+        return found is claim
+
+    def _guard(self, claim: claims.Claim) -> bool:
+        """Lock the file.  One that is not there any more, or that another has replaced, guards nothing."""
+        open_it = partial(self.resource.open_guard, claim.segment, claim.cell.offset)
+        with suppress(FileNotFoundError):
+            if not claim.guard(open_it):
+                return False
+            if self.resource.guards(claim.segment, claim.fd or 0):
+                return True
+        claim.cell.flags |= REMOVED  # the cell is nobody's, and says so to this process's other threads
+        self._drop(claim)
+        self._attach()
+        return False
+
+    def _drop(self, claim: claims.Claim) -> None:
+        """Give up a claim, and its guard before it."""
+        claim.let_go()
+        if self._owners.get(0) is claim:
+            del self._owners[0]
+        else:
+            claim.dead = True  # it may be somebody's heir, and is passed over
+        held = claims.this_thread().held
+        if held.get(self) is claim:
+            del held[self]
+        with suppress(IndexError):
+            self._sleepers.popleft().release()
+
+    def _give(self, claim: claims.Claim) -> None:
+        claim.leaving = True  # interrupted from here on, it is the next try of this thread that goes on
+        if self._owners.get(0) is claim:
+            claim.cell.depth = 0
+        self._drop(claim)
+
+    def _wait(self, deadline: float) -> claims.Claim | None:
+        """Try, sleep, try again.  What it gives back may be the hold of a signal's handler that came in between."""
+        self._stand_back(deadline)
+        if (claim := self._try()) is not None:
+            return claim
+        since = time.monotonic_ns()
+        enrolled = self._place()
+        try:
+            for nap in naps():
+                claim = self._hold() or self._try()
+                if claim is not None:
+                    break
+                if left(deadline) <= 0:
+                    return None
+                enrolled = self._place()
+                enrolled.enrol(claims.this_thread().who, since)
+                self._doze(min(nap, left(deadline)))
+        finally:
+            enrolled.leave(claims.this_thread().who)
+        if claim is not None and not claim.depth:
+            claim.cell.contended += 1
+        return claim
+
+    def _stand_back(self, deadline: float) -> None:
+        """Let those pass who have waited for long."""
+        cell = self._place()
+        oldest = cell.waiting_since()
+        if not oldest or time.monotonic_ns() - oldest < _HANDOFF_AGE:
+            return
+        passes, until = cell.acquisitions, time.monotonic() + 2 * LONGEST_NAP
+        while cell.acquisitions == passes and cell.waiting_since():
+            if left(min(deadline, until)) <= 0:
+                if left(until) <= 0:
+                    cell.forget_waiters()
+                return
+            self._doze(LONGEST_NAP / 5)
+
+    def _doze(self, seconds: float) -> None:
+        """Until a thread of this process gives the lock back, or for so long.  Handlers of signals run."""
+        alarm = _thread.allocate_lock()
+        alarm.acquire()
+        sleepers = self._sleepers
+        sleepers.append(alarm)
+        try:
+            alarm.acquire(timeout=max(0.0, seconds))
+        finally:
+            with suppress(ValueError):
+                sleepers.remove(alarm)
+
+    # -- a new owner ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, claim: claims.Claim, obj: Any, method: str, deadline: float) -> bool | None:
+        """True: held. False: too late. None: begin again."""
+        cell = claim.cell
+        try:
+            dead = _inherit(cell) if cell.depth else None
+            cell.write_owner(claims.this_thread().who, method.encode(errors="replace"))
+            cell.since = time.monotonic_ns()
+            cell.acquisitions += 1
+            claim.depth = 1
+            if self._owners.get(0) is not claim:  # a signal's handler came between, and had it
+                claim.depth = 0
+                return None
+            cell.depth = 1
+            if dead is None and not cell.flags & (RECOVERING | REMOVED | WARDED) and cell.since < self._check:
+                return True
+            return self._settle(claim, obj, dead, deadline)
+        except BaseException:
+            if self._hold() is claim:
+                self._give(claim)
+            elif self._owners.get(0) is claim:
+                self._drop(claim)
+            raise
+
+    def _settle(self, claim: claims.Claim, obj: Any, dead: Any, deadline: float) -> bool | None:
+        """The rare duties."""
+        cell = claim.cell
+        if dead:
+            self._hook(self._owner_died, dead)
+        if cell.flags & WARDED and not self._hook(self._await_ward, deadline):
+            self._give(claim)
+            return False
+        if cell.since >= self._check:
+            self._check = cell.since + _SLICE
+            if not self._hook(self._look, obj):
+                cell.flags |= REMOVED
+        if cell.flags & REMOVED:
+            self._give(claim)
+            self._attach()
+            return None
+        if cell.flags & RECOVERING:
+            self._hook(self._recover, obj)
+        return True
+
+    def _hook(self, hook: Callable[[Any], Any], argument: Any) -> Any:
+        """Call it; a child that it has forked, and that comes back, owns nothing."""
+        result = hook(argument)
+        if self._hold() is None:
+            self._not_owner()
+        return result
+
+    def __del__(self) -> None:
+        """A cell that no other process can know goes back.  Nobody holds it: who does keeps the handle."""
+        with suppress(AttributeError, TypeError):  # half made, or the interpreter ends
+            if not self.shared and self._cell is not None and self._forks == claims.forks():
+                self.resource.give_back(self._cell.offset)
+
+
+def _inherit(cell: Cell) -> tuple[int, int, int, str]:
+    """What a dead owner left.  Its depth stays until the next one's is written: a death in between is found again."""
+    dead = cell.owner()
+    if not cell.flags & RECOVERING:
+        cell.bury()
+    cell.flags |= RECOVERING
+    cell.recoveries += 1
+    return dead

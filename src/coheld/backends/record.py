@@ -1,0 +1,136 @@
+"""The cell of a lock that a file guards: what its owner writes for others to see, in mapped memory.
+
+flags           RECOVERING, REMOVED, CREATED, WARDED, as in _lock.h.  Written by the owner only.
+owner record    since, pid, start, tid, method, depth: written by the owner only.  depth is the last written at
+                entry and the first cleared at exit: where it is 0 no body is running.  So whoever takes the file's
+                lock and finds it above 0 has found an owner that died: it would have cleared it before it let go.
+counters        written by the owner only.
+waiters         a slot for each waiting thread, which it claims by itself.  Two may claim one at once, and the
+                first finds that out at its next look: hints, like everything else here, to all but the owner.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from ..process import start_of
+
+CELL_SIZE = 1024
+_MAGIC = 0x6C6C6543
+_SLOTS, _FIRST_SLOT = 24, 256
+_LABEL_SIZE = 32
+
+Who = tuple[int, int, int]
+"""Process, its start, thread."""
+Record = tuple[int, int, int, str]
+"""The same, and the method."""
+
+
+class _Field:
+    """One word of a cell, read and written as a whole."""
+
+    def __init__(self, form: str, offset: int) -> None:
+        self.word, self.offset = struct.Struct(form), offset
+
+    def __get__(self, cell: Cell, _owner: Any = None) -> Any:
+        return self.word.unpack_from(cell.map, cell.offset + self.offset)[0]
+
+    def __set__(self, cell: Cell, value: int) -> None:
+        self.word.pack_into(cell.map, cell.offset + self.offset, value)
+
+
+_RECORD = struct.Struct(f"QQQ{_LABEL_SIZE}s")
+_SLOT = struct.Struct("QQQQ")
+_NO_SLOTS = bytes(_SLOTS * _SLOT.size)
+_OWNER, _DEAD = 32, 128
+
+
+class Cell:
+    """One cell of a map."""
+
+    magic = _Field("I", 0)
+    flags = _Field("I", 4)
+    depth = _Field("I", 8)
+    since = _Field("Q", 16)
+    acquisitions = _Field("Q", 96)
+    contended = _Field("Q", 104)
+    recoveries = _Field("Q", 112)
+
+    def __init__(self, where: Any, offset: int) -> None:
+        self.map, self.offset = where, offset
+
+    def make(self) -> None:
+        """Begin anew: nobody has it."""
+        self.map[self.offset : self.offset + CELL_SIZE] = bytes(CELL_SIZE)
+        self.magic = _MAGIC
+
+    def renew(self) -> None:
+        """By the owner: it has no past any more, and others go on with it."""
+        self.flags = 0
+        self.acquisitions = self.contended = self.recoveries = 0
+
+    def sane(self) -> bool:
+        """Is this what make() made?"""
+        return bool(self.magic == _MAGIC)
+
+    def owner(self) -> Record:
+        return self._record(_OWNER)
+
+    def dead(self) -> Record:
+        return self._record(_DEAD)
+
+    def _record(self, offset: int) -> Record:
+        pid, start, tid, method = _RECORD.unpack_from(self.map, self.offset + offset)
+        return pid, start, tid, method.rstrip(b"\0").decode(errors="ignore")
+
+    def write_owner(self, who: Who, method: bytes) -> None:
+        _RECORD.pack_into(self.map, self.offset + _OWNER, *who, method)
+
+    def bury(self) -> None:
+        """The owner on record is dead: it is remembered."""
+        at = self.offset + _OWNER
+        record = self.map[at : at + _RECORD.size]
+        self.map[self.offset + _DEAD : self.offset + _DEAD + _RECORD.size] = record
+
+    # -- waiters -------------------------------------------------------------------------------------------------------
+
+    def enrol(self, who: Who, since: int) -> None:
+        """Have a slot, if one is free."""
+        free = None
+        for at, found in self._slots():
+            if found[:3] == who:
+                return
+            if not found[0] and free is None:
+                free = at
+        if free is not None:
+            _SLOT.pack_into(self.map, free, *who, since)
+
+    def leave(self, who: Who) -> None:
+        """Give it back."""
+        for at, found in self._slots():
+            if found[:3] == who:
+                _SLOT.pack_into(self.map, at, 0, 0, 0, 0)
+
+    def waiters(self) -> list[tuple[int, int, int, int]]:
+        """Who waits and since when, ns; dead ones are left out."""
+        return [found for _, found in self._slots() if found[0] and start_of(found[0]) == found[1]]
+
+    def waiting_since(self) -> int:
+        """When the oldest wait on record began, ns; 0: none."""
+        begin = self.offset + _FIRST_SLOT
+        if self.map[begin : begin + len(_NO_SLOTS)] == _NO_SLOTS:
+            return 0
+        return min((found[3] for _, found in self._slots() if found[0]), default=0)
+
+    def forget_waiters(self) -> None:
+        """Those that live have a slot again at their next look."""
+        begin = self.offset + _FIRST_SLOT
+        self.map[begin : begin + len(_NO_SLOTS)] = _NO_SLOTS
+
+    def _slots(self) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+        begin = self.offset + _FIRST_SLOT
+        slots = self.map[begin : begin + len(_NO_SLOTS)]
+        for number, found in enumerate(_SLOT.iter_unpack(slots)):
+            yield begin + number * _SLOT.size, found
