@@ -1,5 +1,6 @@
 """Growth, the limit, schemas, files and their ends, and coheld show."""
 
+import gc
 import json
 import os
 import random
@@ -181,6 +182,20 @@ def test_anonymous_state_goes_with_its_object(coheld_dir: Path) -> None:
     del shelf, shelves
     assert not list(coheld_dir.glob("*~*"))
     assert Shelf().items == []  # in a cell that was used before
+
+
+def test_the_memory_of_an_anonymous_state_goes_with_its_object(coheld_dir: Path) -> None:
+    """Not when the collector comes: it does not know how much that is."""
+    gc.disable()
+    try:
+        shelf = Shelf()
+        shelf.put("a")
+        assert shelf.items == ["a"]
+        del shelf
+        mapped = Path("/proc/self/maps").read_text().splitlines()
+        assert not [line for line in mapped if str(coheld_dir) in line and "~" in line]
+    finally:
+        gc.enable()
 
 
 def test_many_objects_need_no_descriptors() -> None:

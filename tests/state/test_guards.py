@@ -11,6 +11,7 @@ import pytest
 
 import coheld
 from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, shared
+from coheld.backends.monitor import Monitor
 from coheld.mutex import remove
 from state.things import Shelf
 from support import delays, procs
@@ -481,6 +482,19 @@ def test_a_creation_that_raises_is_begun_anew() -> None:
         Fails(lock_name="created")
     Fails.fail = False
     assert Fails(lock_name="created").total == 10
+
+
+@pytest.mark.parametrize("step", ["_leave_atomic", "_commit_creation"])
+def test_a_creation_that_a_signal_breaks_off_is_begun_anew(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def interrupted(*_: object) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Monitor, step, interrupted)
+        with pytest.raises(InterruptedError):
+            Created(lock_name="created")
+    made = Created(lock_name="created")
+    assert made.total == 10 and len(made.runs) == 1
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

@@ -38,14 +38,20 @@ class Monitor(_Half):
 
     def _run_creation(self, hook: Callable[[Any], object], obj: object) -> None:
         """One that raises has made nothing, and is begun anew by the next."""
-        saved = self._enter_atomic()
-        succeeded = False
+        outermost = self._record()[0] == 1
         try:
-            hook(obj)
-            succeeded = True
-        finally:
-            self._leave_atomic(saved, succeeded)
-        self._commit_creation()
+            saved = self._enter_atomic()
+            succeeded = False
+            try:
+                hook(obj)
+                succeeded = True
+            finally:
+                self._leave_atomic(saved, succeeded)
+            self._commit_creation()
+        except BaseException:
+            if outermost:  # a signal's handler may have raised between the steps: no part of it may be committed as if
+                self._discard()  # it were an ordinary change
+            raise
 
     def _commit_creation(self) -> None:
         """What __create__ has assigned, and that it has: one step, so that it is never done twice."""
@@ -75,9 +81,7 @@ class Monitor(_Half):
     def wait_for(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> T:
         """See coheld.wait_for."""
         deadline = waiting.FOREVER if timeout is None else monotonic() + max(timeout, 0)
-        atomic = (
-            self.atomic
-        )  # how deep this thread is: others begin at 0 meanwhile, and so does who takes the lock back
+        atomic = self.atomic  # others begin at 0 meanwhile, and so does who takes the lock back
         steps = waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True)
         try:
             return waiting.run(steps, self)

@@ -80,6 +80,7 @@ class View(native.View):
         generation = store.generation_of(self._word())
         store.remove(self.resource, self.offset, generation + 1)
         store.remove(self.resource, self.offset, generation)
+        self.siblings.clear()  # they refer to each other: else the memory of the file waits for the collector
 
     def _copy_to(self, lock: Any) -> None:
         """Give a new resource this state, as this thread sees it."""
