@@ -151,8 +151,8 @@ class Schema:
                 )
 
     def bind(self, lock: Any) -> Any:
-        """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it is
-        the lock's from now on.
+        """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it
+        is the lock's from now on.
 
         Raises: IncompatibleError: if the owner has changed fields of another class of this resource, or if the lock
         has no state beside it.
@@ -160,7 +160,7 @@ class Schema:
         from .view import View  # it needs what this module has
 
         self.settle()
-        lock._refuse_stateless(f"the shared state of {self.title}")
+        lock._refuse_stateless("shared state")
         while True:  # until no other thread has attached it anew, or been first, meanwhile
             if not lock.attached or lock.flags & native.REMOVED:
                 lock._attach()
