@@ -86,6 +86,71 @@ def refuse(path: str) -> None:
     raise PermissionError(13, "used by another process", path)
 
 
+FIELDS = """
+import coheld
+def attempt(what):
+    try: what()
+    except coheld.IncompatibleError as error: print(error)
+class Guarded(coheld.Lockable):
+    @coheld.Lockable.locked(when=lambda self: True)
+    def call(self): print("ran")
+    @coheld.Lockable.locked(atomic=True)
+    def careful(self): print("careful")
+def make():
+    class Bed(coheld.Lockable):
+        n: int = coheld.shared(0)
+        def get(self): return self.n
+        def put(self):
+            with self: self.n = 1
+    bed = Bed(lock_name="bed")
+    for use in (bed.get, bed.put, lambda: coheld.snapshot(bed)): attempt(use)
+one = Guarded(lock_name="guarded")
+def wait():
+    with one: coheld.wait_for(one, lambda: True)
+attempt(one.call)
+attempt(wait)
+one.careful()
+attempt(make)
+assert coheld.holder(one) is None and one.acquire(False)
+"""
+
+
+@pytest.mark.parametrize(("hidden", "refusals"), [(WITHOUT, 1), ("", 3)], ids=["without the extension", "beside it"])
+def test_what_needs_a_state_is_refused_and_leaves_the_lock_free(hidden: str, refusals: int) -> None:
+    """Where there is no extension, the class with shared fields itself is refused."""
+    guard, wait, careful, *state = procs.run(hidden + FIELDS, env=os.environ | {"COHELD_BACKEND": "file:"}).splitlines()
+    assert "'guarded' is a lock of files: when= needs the native mutex" in guard
+    assert "wait_for needs the native mutex" in wait
+    assert careful == "careful" and len(state) == refusals
+    assert all("shared state needs the native mutex" in said or "need the C extension" in said for said in state)
+
+
+@pytest.mark.parametrize("hidden", [WITHOUT, ""], ids=["without the extension", "beside it"])
+def test_a_creation_that_raises_is_begun_anew_on_files(hidden: str) -> None:
+    source = """
+import coheld
+class Bed(coheld.Lockable):
+    tries = 0
+    def __create__(self):
+        Bed.tries += 1
+        if Bed.tries == 1: raise OSError
+try: Bed(lock_name="bed")
+except OSError: pass
+Bed(lock_name="bed"), Bed(lock_name="bed")
+print(Bed.tries)
+"""
+    assert procs.run(hidden + source, env=os.environ | {"COHELD_BACKEND": "file:"}).strip() == "2"
+
+
+@pytest.mark.parametrize("hidden", [WITHOUT, ""], ids=["without the extension", "beside it"])
+def test_a_look_at_a_state_on_files_is_refused(hidden: str) -> None:
+    source = "import sys; from coheld.cli import main; sys.exit(main(['show', 'bed']))"
+    command = [sys.executable, "-c", hidden + source]
+    environment = os.environ | {"COHELD_BACKEND": "file:"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=delays.LONG, check=False)
+    assert done.returncode != 0 and "needs the native mutex" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_what_killed_processes_left_is_swept(coheld_dir: Path) -> None:
     source = (
         "import os; os.environ['COHELD_BACKEND'] = 'file:'\nimport coheld; one = coheld.Lockable(); one.acquire()\n"

@@ -94,6 +94,11 @@ class Polled(Stateless, Handle):
         return self._place().offset
 
     @property
+    def place(self) -> int:
+        """Another one for each cell that this was ever bound to, as long as somebody keeps that."""
+        return id(self._place())
+
+    @property
     def flags(self) -> int:
         return int(self._place().flags)
 
@@ -213,7 +218,7 @@ class Polled(Stateless, Handle):
                 return True
         claim.cell.flags |= REMOVED  # the cell is nobody's, and says so to this process's other threads
         self._drop(claim)
-        self._attach()
+        self._attach(id(claim.cell))
         return False
 
     def _drop(self, claim: claims.Claim) -> None:
@@ -323,7 +328,7 @@ class Polled(Stateless, Handle):
                 cell.flags |= REMOVED
         if cell.flags & REMOVED:
             self._give(claim)
-            self._attach()
+            self._attach(id(claim.cell))
             return None
         if cell.flags & RECOVERING:
             self._hook(self._recover, obj)

@@ -23,7 +23,7 @@ class Stateless:
 
     def _refuse_stateless(self, what: str) -> NoReturn:
         label: str = self.label  # type: ignore[attr-defined]  # Handle's
-        remedy = f"which does not run here: {native.missing}" if native.missing else "lock_backend='shm:'"
+        remedy = f"which does not run here: {native.missing}" if native.missing else "which is the backend shm:"
         raise IncompatibleError(f"{label} is a lock of files: {what} needs the native mutex, {remedy}", resource=label)
 
     def _commit(self) -> None:

@@ -160,7 +160,7 @@ class Schema:
         from .view import View  # it needs what this module has
 
         self.settle()
-        lock._refuse_stateless(f"the shared state of {self.title}")
+        lock._refuse_stateless("shared state")
         while True:  # until no other thread has attached it anew, or been first, meanwhile
             if not lock.attached or lock.flags & native.REMOVED:
                 lock._attach()
