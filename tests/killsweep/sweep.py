@@ -27,7 +27,7 @@ from killsweep.trial import ASLEEP, PROMPT, SCENES, Cast, Outcome, Point, Trial,
 from killsweep.workbench import BODY, SUBJECTS, Stage
 from support import delays
 
-AGAIN = 3  # trials of one point, where a busy machine may have been slow
+AGAIN = 8  # trials of one point, where a busy machine may have been slow: three in a row have been, in one burst
 PATIENT = 0.05  # of the trials with a keeper: nobody else may call there, and a lost wake costs a bounded sleep
 Placed = tuple[Stage, int, bool]  # stage, step of the first walk, and whether the next owner recovered
 ENOUGH = 5  # failures end a sweep
