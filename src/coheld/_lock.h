@@ -84,6 +84,7 @@ enum {
     CELL_SIZE = 256,
     CELL_MAGIC = 0x6c6c6543, /* "Cell" */
     LABEL_SIZE = 32,
+    SPINS = 60,
     HELD_LIMIT = 2000, /* the kernel walks 2,048 robust locks of a dead thread, and forgets the others */
 };
 
@@ -324,6 +325,26 @@ static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
     if (UNLIKELY(cell_crowded(c, w))) __atomic_fetch_or(word_of(c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
     if (UNLIKELY(__atomic_load_n(&c->handoff, __ATOMIC_RELAXED))) cell_end_handoff(c);
     return rc;
+}
+
+#if defined(__x86_64__) || defined(__i386__)
+#define RELAX() __builtin_ia32_pause()
+#else
+#define RELAX() __asm__ __volatile__("" ::: "memory")
+#endif
+
+/* A newcomer that found it taken looks again for about a microsecond: a short call is over by then, and a sleep costs two
+ * system calls and a turn of the scheduler.  It stops where somebody sleeps or is to have the lock: nobody is passed over
+ * for longer than by one who comes at that moment.  As cell_try. */
+static int cell_spin(Cell *c, Record *dead) {
+    for (int look = 0; look < SPINS; look++) {
+        uint32_t word = word_load(c);
+        if (word & FUTEX_WAITERS || __atomic_load_n(&c->handoff, __ATOMIC_RELAXED)) break;
+        int rc = word & FUTEX_TID_MASK ? EBUSY : cell_try(c, NULL, dead);
+        if (rc != EBUSY) return rc;
+        RELAX();
+    }
+    return EBUSY;
 }
 
 /* Write the owner record; depth last. */

@@ -428,7 +428,8 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
         if (UNLIKELY(rc == EBUSY)) {
             if (!timeout) return 0;
             if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
-            rc = mutex_wait(c, deadline, &dead);
+            rc = cell_spin(c, &dead);
+            if (rc == EBUSY) rc = mutex_wait(c, deadline, &dead);
             if (rc == EALREADY) continue;
         }
         if (UNLIKELY(rc && rc != EOWNERDEAD)) {

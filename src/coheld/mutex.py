@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 
 from . import native
 from .backends import backend_of, files
@@ -11,8 +13,14 @@ from .backends.base import Handle, known
 
 def anonymous() -> Handle:
     """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
-    made: Handle = backend_of(None).anonymous()
-    return made
+    return _maker_of_anonymous()()
+
+
+@functools.cache
+def _maker_of_anonymous() -> Callable[[], Handle]:
+    """All of a process live in one place: to look at the environment takes longer than to make one."""
+    make: Callable[[], Handle] = backend_of(None).anonymous
+    return make
 
 
 def named(name: str, url: str | None = None) -> Handle:
