@@ -54,6 +54,11 @@ class Walk:
             at = hop
         return Route(tuple(addresses), step - at)
 
+    def straight_to(self, step: int) -> Route:
+        """The way to where the step's address is met next, however many steps that takes."""
+        route = self.route(step)
+        return Route((*route.addresses, self.pointers[step]), 0) if route.steps else route
+
     def _hop(self, at: int, step: int) -> int:
         """The last step up to this one whose address comes for the first time after `at`."""
         return next(one for one in range(step, at, -1) if self._next_visit(self.pointers[one], at) == one)

@@ -111,7 +111,8 @@ class Sweep:
         return outcome
 
     def _try(self, point: Point) -> Outcome:
-        route = self._walks[point.stage].route(max(point.step, 0))
+        walk, step = self._walks[point.stage], max(point.step, 0)
+        route = walk.route(step) if self._planned is None else walk.straight_to(step)
         try:
             with Trial(self._cast) as trial:
                 return trial.run(point, route)
@@ -129,11 +130,11 @@ class Sweep:
             self.report.slowest, self.report.slowest_at = outcome.slowest, where
 
     def cover(self) -> None:
-        """Try again what was missed, also a few steps beside it, as libc's way through the vdso is not as long each
-        time; and count the instructions of the lock at which a child died."""
+        """Try again what was missed, straight to the address, as libc's way through the vdso is not as long each time;
+        and count the instructions of the lock at which a child died."""
         self._planned = len(self._outcomes)
-        for drift in (0, 0, *(sign * far for far in range(1, 7) for sign in (1, -1))):
-            self.run(list(self._missed(drift).values()))
+        for _ in range(AGAIN):
+            self.run(list(self._missed().values()))
         missed = [(point, pointer) for (_, pointer), point in self._missed().items()]
         self.report.missed = [f"{point} at {self._code.name(pointer)}" for point, pointer in missed]
         self.report.wanted = len(self._wanted())
@@ -144,10 +145,10 @@ class Sweep:
             (stage, self._walks[stage].pointers[step]): step for stage, steps in self._of_lock.items() for step in steps
         }
 
-    def _missed(self, drift: int = 0) -> dict[tuple[Stage, int], Point]:
+    def _missed(self) -> dict[tuple[Stage, int], Point]:
         died_at = {(one.point.stage, one.pointer) for one in self._outcomes}
         missed = [(place, step) for place, step in self._wanted().items() if place not in died_at]
-        return {place: self._point(place[0], max(0, step + drift)) for place, step in missed}
+        return {place: self._point(place[0], step) for place, step in missed}
 
     # ---- what all of them say together
 
