@@ -25,6 +25,7 @@ LAYERS = [
     "native",
     "backends",
     "state",
+    "aio",
     "mutex",
     "lockable",
     "semaphore",

@@ -91,7 +91,7 @@ static PyObject *view_py_begin(View *self, PyObject *Py_UNUSED(ignored)) {
 static PyObject *view_py_flip(View *self, PyObject *word) {
     uint64_t next = PyLong_AsUnsignedLongLong(word);
     if (PyErr_Occurred()) return NULL;
-    if (!still_mine(self->cell)) {
+    if (!still_mine(self->cell) && !cell_tasked(self->cell)) {
         PyErr_SetString(PyExc_RuntimeError, "a commit without the lock");
         return NULL;
     }
@@ -273,7 +273,7 @@ static PyObject *field_get(Field *self, PyObject *obj, PyObject *Py_UNUSED(type)
     View *v = field_view(self, lock);
     if (UNLIKELY(!v))
         value = PyObject_CallMethod(self->schema, "_get", "OnO", lock, self->index, obj);
-    else if (still_mine(v->cell))
+    else if (holds((Mutex *)lock, v->cell))
         value = field_inside(self, (Mutex *)lock, v);
     else
         value = view_outside(v, self->index);
@@ -298,7 +298,7 @@ static int field_set(Field *self, PyObject *obj, PyObject *value) {
     if (UNLIKELY(!lock)) return -1;
     View *v = field_view(self, lock);
     int rc = 0;
-    if (LIKELY(v && still_mine(v->cell) && !((Mutex *)lock)->guarding && field_takes(self, value))) {
+    if (LIKELY(v && holds((Mutex *)lock, v->cell) && !((Mutex *)lock)->guarding && field_takes(self, value))) {
         rc = view_assign(v, self->index, value);
         if (!rc) ((Mutex *)lock)->pending = v;
     } else {

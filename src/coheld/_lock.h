@@ -19,10 +19,12 @@
  *   flags           RECOVERING: an owner died, __recover__ has not returned since.  REMOVED: this cell is no longer
  *                   what its name means, attach anew.  CREATED: __create__ has returned.  WARDED: a process works on
  *                   behalf of the owner, and must be gone before another's body runs.  GUARDED: somebody may be waiting
- *                   for a guard, tell them at the next release.  Written by the owner only.
+ *                   for a guard, tell them at the next release.  TASKED: a task owns.  Every change of them is one atomic
+ *                   step; by the owner only, but for TASKED, which is set by the thread that holds the mutex.
+ *   task words      who (process) and nonce of the owning task; the futex counts the releases by tasks.  See below.
  *   epoch           counts the releases that found GUARDED; who waits for a guard sleeps on it.  Written by the owner.
  *   version         the shared state, see _state.h.  Written by the owner.
- *   owner record    nonce, since, who (process), tid, method, depth: written by the owner only.  Truth to the owner
+ *   owner record    nonce, since, who (process), tid, method, depth: written by the owner only, a task or a thread.  Truth to the owner
  *                   itself (the nonce is unlike any other thread's, ever), hints to everyone else.  depth is the
  *                   last written at entry and the first cleared at exit: where it is 0 no body is running, and where who is
  *                   0 nobody's name is written.
@@ -41,6 +43,23 @@
  * takes it down, moves epoch on, unlocks, and wakes all: each that still waits sets it again, under the lock.  So nobody is
  * counted, and who was killed or gave up costs one wake in vain.  A releaser that dies before its wake has moved epoch on,
  * or has left the word to say OWNER_DIED: both are looked at between the bounded sleeps (guard_sleep).
+ *
+ * A task owns without the mutex: the threads that run its loop would own it for all tasks at once.  A thread takes the
+ * mutex as ever, writes the record, sets the task's nonce and TASKED, and gives the mutex back (cell_entrust): the lock is
+ * held.  Whoever gets the mutex from then on and sees TASKED gives it back at once, untouched (cell_try), and sleeps on
+ * task_futex.  The task needs no mutex to release (cell_end_task): it is the only one that takes TASKED off, and all else
+ * that it writes comes before.  What the nonce (a multiple of 4, unlike every other of the cell) says:
+ *
+ *   n               owned
+ *   n + 2           being released: by the one that made n into it, in one step
+ *   n or n + 2, + 1 its process is gone, or in it the task: told by whoever found that out.  The next who gets the mutex
+ *                   takes TASKED off, and has the lock as after every other death.
+ *
+ * n becomes n + 1 or n + 2, never both: a task that was thought to be gone and releases after all is no owner any more.
+ * A sleeper on task_futex has read it before it saw TASKED, and a release moves it after TASKED is off, so the kernel's
+ * comparison finds what came between; it enrols before it looks, and the release looks for waiters after TASKED is off.
+ * One is woken, the others are moved to the lock word, where each acquirer that sees them enrolled sets the bit as ever.
+ * A process that dies on the way leaves its sleepers for TASK_SLICE.
  */
 
 #ifndef COHELD_LOCK_H
@@ -56,6 +75,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -96,7 +116,10 @@ static const uint64_t HANDOFF_SLEEP = 10 * MS; /* how long a newcomer lets other
 static const uint64_t EXAMINE_AFTER = 200 * MS; /* the same owner for so long: is it alive? */
 static const uint64_t SLICE = 1000 * MS; /* no sleep is longer; in a queue that takes longer the order is not kept */
 
-enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8, GUARDED = 16 };
+static const uint64_t TASK_SLICE = 20 * MS; /* of a sleep behind a task: no kernel says that its process has died */
+
+enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8, GUARDED = 16, TASKED = 32 };
+enum { TASK_GONE = 1, TASK_LEAVING = 2, TASK_STEP = 4 }; /* of the nonce */
 
 typedef struct {
     char text[LABEL_SIZE]; /* the method's name, cut and padded with zeros */
@@ -126,13 +149,13 @@ typedef struct {
     uint64_t contended;
     uint32_t recoveries;
     uint32_t epoch;
-    uint64_t task_start; /* an owner that is a task and not a thread: laid out, not in use yet */
-    uint64_t task_id;
+    uint64_t task_who;
     uint64_t task_nonce;
-    uint32_t task_pid;
+    uint64_t reserved;
+    uint32_t reserved_too;
     uint32_t task_futex;
     Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
-    uint64_t context; /* of the owning task: laid out, not in use yet */
+    uint64_t reserved_last;
     uint64_t version;
     uint32_t magic;
     uint32_t kind; /* pthread's word for robust, shared, recursive, as lock_check read it */
@@ -274,6 +297,10 @@ static inline int cell_mine(Cell *c) {
     return 0;
 }
 
+static inline void flags_up(Cell *c, uint32_t bits) { __atomic_fetch_or(&c->flags, bits, __ATOMIC_SEQ_CST); }
+static inline void flags_down(Cell *c, uint32_t bits) { __atomic_fetch_and(&c->flags, ~bits, __ATOMIC_SEQ_CST); }
+static inline int cell_tasked(Cell *c) { return UNLIKELY(__atomic_load_n(&c->flags, __ATOMIC_SEQ_CST) & TASKED) != 0; }
+
 static inline uint32_t cell_waiting(Cell *c) { return (uint32_t)__atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST); }
 
 /* What a dead owner left.  The marks come in this order so that a death at any point of it is found again: the
@@ -281,12 +308,12 @@ static inline uint32_t cell_waiting(Cell *c) { return (uint32_t)__atomic_load_n(
  * dead is copied before mine overwrites it, and only if no earlier death is still to be recovered: it is that one's
  * work that is half done. */
 static void cell_inherit(Cell *c, Record *dead) {
-    pthread_mutex_consistent(&c->mutex);
     STORE(&c->owner.depth, 0);
     *dead = c->owner;
     if (!(LOAD(&c->flags) & RECOVERING)) c->dead = c->owner;
-    STORE(&c->flags, LOAD(&c->flags) | RECOVERING);
+    flags_up(c, RECOVERING);
     STORE(&c->recoveries, LOAD(&c->recoveries) + 1);
+    flags_down(c, TASKED);
 }
 
 static void __attribute__((noinline)) cell_end_handoff(Cell *c) {
@@ -314,15 +341,25 @@ static inline int cell_crowded(Cell *c, const Waiter *w) {
     return (uint32_t)waiters > myself || (w && w->slept);
 }
 
+/* The mutex is mine; its last owner has died, or a task owns the lock.  EOWNERDEAD: I inherit it.  0: it is the task's, and
+ * the mutex is given back: who died had that for a moment only. */
+static int __attribute__((noinline)) cell_enter_after(Cell *c, int rc, Record *dead) {
+    if (rc) pthread_mutex_consistent(&c->mutex);
+    if (cell_tasked(c) && !(LOAD(&c->task_nonce) & TASK_GONE)) {
+        pthread_mutex_unlock(&c->mutex);
+        return 0;
+    }
+    cell_inherit(c, dead);
+    return EOWNERDEAD;
+}
+
 /* One try; never blocks.  w: my wait; NULL: I do not wait.  0: held now; EOWNERDEAD: held now, and dead is who had it;
  * EBUSY; else the mutex is broken. */
 static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
     int rc = pthread_mutex_trylock(&c->mutex);
-    if (UNLIKELY(rc)) {
-        if (rc != EOWNERDEAD) return rc;
-        cell_inherit(c, dead);
-    }
+    if (UNLIKELY(rc && rc != EOWNERDEAD)) return rc;
     if (UNLIKELY(cell_crowded(c, w))) __atomic_fetch_or(word_of(c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
+    if (UNLIKELY(rc || cell_tasked(c)) && !(rc = cell_enter_after(c, rc, dead))) return EBUSY;
     if (UNLIKELY(__atomic_load_n(&c->handoff, __ATOMIC_RELAXED))) cell_end_handoff(c);
     return rc;
 }
@@ -339,7 +376,7 @@ static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
 static int cell_spin(Cell *c, Record *dead) {
     for (int look = 0; look < SPINS; look++) {
         uint32_t word = word_load(c);
-        if (word & FUTEX_WAITERS || __atomic_load_n(&c->handoff, __ATOMIC_RELAXED)) break;
+        if (word & FUTEX_WAITERS || __atomic_load_n(&c->handoff, __ATOMIC_RELAXED) || cell_tasked(c)) break;
         int rc = word & FUTEX_TID_MASK ? EBUSY : cell_try(c, NULL, dead);
         if (rc != EBUSY) return rc;
         RELAX();
@@ -381,7 +418,7 @@ static inline void cell_back(Cell *c) {
 
 /* Somebody may wait for a guard: from here on, what it has read of epoch is old. */
 static void __attribute__((noinline)) cell_tell(Cell *c) {
-    STORE(&c->flags, LOAD(&c->flags) & ~(uint32_t)GUARDED);
+    flags_down(c, GUARDED);
     __atomic_store_n(&c->epoch, LOAD(&c->epoch) + 1, __ATOMIC_SEQ_CST);
 }
 
@@ -399,6 +436,48 @@ static inline void cell_end(Cell *c) {
     if (UNLIKELY(guarded)) cell_tell(c);
     cell_end_quietly(c);
     if (UNLIKELY(guarded)) futex_wake(&c->epoch, INT_MAX);
+}
+
+/* The thread that holds it has taken it for a task, whose loop runs in thread tid.  The task's nonce. */
+static uint64_t cell_entrust(Cell *c, uint32_t tid) {
+    uint64_t nonce = LOAD(&c->acquisitions) * TASK_STEP;
+    STORE(&c->owner.tid, tid);
+    STORE(&c->task_who, LOAD(&process.who));
+    __atomic_store_n(&c->task_nonce, nonce, __ATOMIC_RELEASE);
+    flags_up(c, TASKED);
+    me.held--;
+    pthread_mutex_unlock(&c->mutex);
+    return nonce;
+}
+
+static int nonce_swap(Cell *c, uint64_t old, uint64_t new) {
+    return __atomic_compare_exchange_n(&c->task_nonce, &old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+static void wake_behind_task(Cell *c) {
+    __atomic_fetch_add(&c->task_futex, 1, __ATOMIC_SEQ_CST);
+    if (!cell_waiting(c)) return;
+    long woken = syscall(SYS_futex, &c->task_futex, FUTEX_REQUEUE, 1, (void *)INT_MAX, word_of(c), 0);
+    if (woken <= 0) futex_wake(word_of(c), 1);
+}
+
+/* A task gives its last level back; told: whoever waits for a guard.  0: it is not the owner (any more). */
+static int cell_end_task(Cell *c, uint64_t nonce, int tell) {
+    if (!nonce_swap(c, nonce, nonce | TASK_LEAVING)) return 0;
+    int guarded = tell && LOAD(&c->flags) & GUARDED;
+    if (guarded) cell_tell(c);
+    if (cell_waiting(c)) cell_offer(c);
+    STORE(&c->owner.depth, 0);
+    STORE(&c->owner.who, 0);
+    flags_down(c, TASKED);
+    wake_behind_task(c);
+    if (guarded) futex_wake(&c->epoch, INT_MAX);
+    return 1;
+}
+
+/* Say that the task of that nonce is gone, unless somebody else owns by now. */
+static void cell_bury_task(Cell *c, uint64_t nonce) {
+    if (!(nonce & TASK_GONE) && nonce_swap(c, nonce, nonce | TASK_GONE)) wake_behind_task(c);
 }
 
 /* Give one level back. */
@@ -442,6 +521,24 @@ static int owner_gone(const Waiter *w) {
     return state == 'Z' || state == 'X' || start > w->boot_ticks + 1;
 }
 
+/* Has the process ended?  That of a zombie has, though nobody has waited for it. */
+static int process_gone(uint64_t who) {
+    uint32_t pid = (uint32_t)(who & ((1u << PID_BITS) - 1));
+    char state;
+    if (!pid || (kill((pid_t)pid, 0) && errno == ESRCH)) return 1;
+    uint64_t start = look_up(pid, &state);
+    return state == 'Z' || state == 'X' || (start && start != who >> PID_BITS);
+}
+
+/* Has the process of the owning task ended?  Then it is said. */
+static int task_orphaned(Cell *c) {
+    uint64_t nonce = __atomic_load_n(&c->task_nonce, __ATOMIC_ACQUIRE);
+    if (nonce & TASK_GONE) return 1;
+    if (!process_gone(LOAD(&c->task_who))) return 0;
+    cell_bury_task(c, nonce);
+    return 1;
+}
+
 static void waiter_look(Cell *c, Waiter *w, uint32_t word, uint64_t now) {
     uint32_t tid = word & FUTEX_TID_MASK;
     uint64_t nonce = LOAD(&c->nonce);
@@ -457,11 +554,20 @@ static void waiter_look(Cell *c, Waiter *w, uint32_t word, uint64_t now) {
     }
 }
 
+static int sleep_behind_task(Cell *c, Waiter *w, uint32_t releases, uint64_t now, uint64_t deadline) {
+    uint64_t until = now + TASK_SLICE;
+    int rc = futex_sleep(&c->task_futex, releases, until < deadline ? until : deadline);
+    if (rc != EAGAIN) w->slept = 1;
+    return rc == EINTR ? EINTR : 0;
+}
+
 /* One bounded sleep of an enrolled waiter, without the GIL; the caller tries again whatever comes back.
  * 0, or EINTR: a signal is there, run its handlers. */
 static int waiter_sleep(Cell *c, Waiter *w, uint64_t deadline) {
     uint64_t now = clock_ns(CLOCK_MONOTONIC);
     waiter_enrol(c, w, now);
+    uint32_t releases = __atomic_load_n(&c->task_futex, __ATOMIC_SEQ_CST);
+    if (cell_tasked(c)) return sleep_behind_task(c, w, releases, now, deadline);
     uint32_t word = word_load(c);
     if (!(word & FUTEX_TID_MASK)) return 0; /* free, or its owner died: try */
     waiter_look(c, w, word, now);
@@ -481,8 +587,16 @@ static int guard_sleep(Cell *c, Waiter *w, uint32_t epoch, uint64_t deadline) {
     if (__atomic_load_n(&c->epoch, __ATOMIC_SEQ_CST) != epoch || word & FUTEX_OWNER_DIED) return 1;
     if (!(LOAD(&c->flags) & GUARDED)) return 1; /* told a moment ago; or not the cell that the epoch was read from */
     if (word & FUTEX_TID_MASK) waiter_look(c, w, word, now);
+    if (cell_tasked(c) && task_orphaned(c)) return 1;
     int rc = futex_sleep(&c->epoch, epoch, until < deadline ? until : deadline);
     return rc == EINTR || rc == ETIMEDOUT ? rc : 1;
+}
+
+/* All that sleep look again. */
+static void wake_all(Cell *c) {
+    futex_wake(word_of(c), INT_MAX);
+    futex_wake(&c->task_futex, INT_MAX);
+    futex_wake(&c->handoff, INT_MAX);
 }
 
 /* A newcomer lets those pass who have waited long.  If nobody took the lock in that time, whoever was counted is
@@ -497,8 +611,7 @@ static int newcomer_stand_back(Cell *c, uint64_t deadline) {
     uint64_t old = __atomic_load_n(&c->waiters, __ATOMIC_SEQ_CST);
     uint64_t new = ((old >> 32) + 1) << 32;
     __atomic_compare_exchange_n(&c->waiters, &old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    futex_wake(word_of(c), INT_MAX);
-    futex_wake(&c->handoff, INT_MAX);
+    wake_all(c);
     return 0;
 }
 #endif

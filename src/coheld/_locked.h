@@ -24,7 +24,7 @@ typedef struct {
 /* An exception (of a signal's handler) has come where an atomic call was about to begin, or to be undone: undone too much
  * is better than half of it committed. */
 static void break_atomic(State *state, PyObject *lock, int level) {
-    if (!PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base) || !still_mine(((Mutex *)lock)->cell)) return;
+    if (!PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base) || !holds((Mutex *)lock, ((Mutex *)lock)->cell)) return;
     ((Mutex *)lock)->atomic = level;
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);

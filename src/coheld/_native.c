@@ -27,6 +27,8 @@ typedef struct {
     PyObject *not_initialized; /* function(obj): raises */
     PyObject *reduce_locked;   /* function(locked, protocol): how a locked method pickles */
     PyObject *name_lock;       /* "__lock__" */
+    PyObject *running_loop;    /* function(): of asyncio; NULL: not loaded yet.  Atomic, always with the same value */
+    PyObject *tasks;           /* function(loop), or before 3.12 the dict: the task that runs.  As running_loop, and before it */
 } State;
 
 static struct PyModuleDef module_def;
@@ -212,6 +214,10 @@ typedef struct {
     int atomic;           /* how many atomic calls it is in */
     char guarding;        /* it is in a guard, and may not write */
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
+    PyObject *task;       /* weak reference to the owning task, or to the last; under the handle's critical section */
+    char queued;          /* tasks of this process wait for it in a queue.  Under the guard of that, see lookout.py */
+    uint64_t task_nonce;  /* of the same.  Atomic */
+    uint64_t step_thread, step; /* this thread, in this version of its context, was seen to run that task.  Atomic */
     uint32_t forks;       /* of this process when the handle was made: a child may have the cell of an older one.  Once */
     char shared;          /* others may have the cell, by pickle or by name: it is never reused.  Goes up, never down, by
                              one who has the handle; read when nobody has it any more */
@@ -281,6 +287,7 @@ static void mutex_dealloc(Mutex *self) {
     Py_XDECREF(self->view);
     Py_XDECREF(self->segment);
     Py_XDECREF(self->resource);
+    Py_XDECREF(self->task);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -304,23 +311,26 @@ static int still_mine(Cell *c) {
     return cell_mine(c);
 }
 
+#include "_task.h"
+
 /* Run the handlers of signals.  0: wait on.  -1: one raised.  EALREADY: one has taken the lock, and kept it.  A child
  * that one of them forked, and that comes back, waits on its own account. */
-static int run_handlers(Cell *c, Waiter *w) {
+static int run_handlers(Mutex *self, Cell *c, Waiter *w) {
     int rc = PyErr_CheckSignals();
     if (UNLIKELY(!me.tid)) {
         find_myself();
         *w = (Waiter){0};
     }
-    return rc ? -1 : cell_mine(c) ? EALREADY : 0;
+    return rc ? -1 : holds(self, c) ? EALREADY : 0;
 }
 
 /* Try, sleep, try again.  0 or EOWNERDEAD: held.  ETIMEDOUT.  -1: a signal's handler raised.  EALREADY: one has taken it,
  * begin again.  Else: the mutex is broken.
  * A woken waiter takes the GIL first and the lock then: the other way round, a thread would own the lock while it
  * queues for the GIL.  A wake that is consumed is always followed by a try, and who fails that try has met an
- * acquirer that saw it enrolled: no wake is lost by giving up. */
-static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
+ * acquirer that saw it enrolled: no wake is lost by giving up.
+ * stop: NULL, or a byte of whoever asked, who sets it to end the wait. */
+static int mutex_wait(Mutex *self, Cell *c, uint64_t deadline, const char *stop, Record *dead) {
     Waiter w = {0};
     int rc = 0;
     if (LOAD(&c->handoff)) {
@@ -329,11 +339,15 @@ static int mutex_wait(Cell *c, uint64_t deadline, Record *dead) {
         Py_END_ALLOW_THREADS
     }
     for (;;) {
-        if (rc == EINTR && (rc = run_handlers(c, &w))) break;
+        if (rc == EINTR && (rc = run_handlers(self, c, &w))) break;
         rc = cell_try(c, &w, dead);
         if (rc != EBUSY) break;
-        if ((rc = run_handlers(c, &w))) break; /* a signal that came before the sleep has not ended it */
-        if (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline) {
+        if ((rc = run_handlers(self, c, &w))) break; /* a signal that came before the sleep has not ended it */
+        if (cell_tasked(c) && (rc = look_at_task(self, c, 1))) {
+            if (rc < 0) break;
+            if (!(word_load(c) & FUTEX_TID_MASK)) continue;
+        }
+        if ((stop && LOAD(stop)) || (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline)) {
             rc = ETIMEDOUT;
             break;
         }
@@ -407,8 +421,8 @@ failed:
     return -1;
 }
 
-/* 1: held.  0: not within the time.  -1: raised, not held.  obj: whose __recover__ may run; NULL: nobody's. */
-static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
+/* As mutex_acquire. */
+static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout, const char *stop) {
     uint64_t deadline = 0;
     for (;;) {
         Cell *c = cell_of(self);
@@ -423,13 +437,18 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
             rc = cell_again(c);
             return rc ? call_hook(self, "_too_deep", NULL) : 1;
         }
+        if (cell_tasked(c) && task_mine(self, c)) return task_again(self, c);
         if (UNLIKELY(me.held >= HELD_LIMIT)) return call_hook(self, "_too_many", NULL);
         rc = UNLIKELY(LOAD(&c->handoff)) && timeout ? EBUSY : cell_try(c, NULL, &dead);
         if (UNLIKELY(rc == EBUSY)) {
+            if (cell_tasked(c) && !LOAD(&c->handoff) && (rc = look_at_task(self, c, timeout != 0))) {
+                if (rc < 0) return -1;
+                if (!(word_load(c) & FUTEX_TID_MASK)) continue;
+            }
             if (!timeout) return 0;
             if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
             rc = cell_spin(c, &dead);
-            if (rc == EBUSY) rc = mutex_wait(c, deadline, &dead);
+            if (rc == EBUSY) rc = mutex_wait(self, c, deadline, stop, &dead);
             if (rc == EALREADY) continue;
         }
         if (UNLIKELY(rc && rc != EOWNERDEAD)) {
@@ -447,6 +466,11 @@ static int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64
     }
 }
 
+/* 1: held.  0: not within the time.  -1: raised, not held.  obj: whose __recover__ may run; NULL: nobody's. */
+static inline int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
+    return mutex_acquire_or_stop(self, obj, method, timeout, NULL);
+}
+
 /* The changes so far become the last commit.  0, or -1: raised, the last commit stands.  An exception that is there
  * already stays, or becomes the context of the new one. */
 static int __attribute__((noinline)) mutex_commit(Mutex *self) {
@@ -461,17 +485,34 @@ static int __attribute__((noinline)) mutex_commit(Mutex *self) {
     return rc;
 }
 
+static int task_release(Mutex *self, Cell *c, uint64_t nonce);
+
 /* One level back.  0.  -1: not mine, nothing changed; the caller says so.  -2: given back, and the commit has raised. */
 static inline int mutex_release(Mutex *self) {
     Cell *c = cell_of(self);
     int rc = 0;
-    if (UNLIKELY(!c || !still_mine(c))) return -1;
+    if (UNLIKELY(!c)) return -1;
+    if (UNLIKELY(!still_mine(c))) return task_mine(self, c) ? task_release(self, c, LOAD(&self->task_nonce)) : -1;
     if (UNLIKELY(self->pending != NULL) && LOAD(&c->owner.depth) == 1) {
         rc = mutex_commit(self) ? -2 : 0;
         if (UNLIKELY(!still_mine(c))) return rc ? rc : -1; /* a handler has forked, and this is the child */
     }
     cell_release(c);
     return rc;
+}
+
+/* A level of the task of that nonce is given back, whoever runs: one that is destroyed is not what runs.  As mutex_release. */
+static int task_release(Mutex *self, Cell *c, uint64_t nonce) {
+    int rc = 0;
+    if (!task_owns(self, c) || nonce != LOAD(&self->task_nonce)) return -1;
+    if (LOAD(&c->owner.depth) > 1) {
+        STORE(&c->owner.depth, LOAD(&c->owner.depth) - 1);
+        return 0;
+    }
+    if (UNLIKELY(self->pending != NULL)) rc = mutex_commit(self) ? -2 : 0;
+    if (!task_owns(self, c)) return rc ? rc : -1; /* a handler has forked, and this is the child */
+    STORE(&self->step_thread, 0);
+    return cell_end_task(c, nonce, 1) ? rc : -1;
 }
 
 static const Label no_label = {{0}};
@@ -542,10 +583,12 @@ static PyObject *mutex_flag(Mutex *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "Ip:_flag", &bit, &up)) return NULL;
     Cell *c = cell_of(self);
     if (!c) return not_attached();
-    if (!still_mine(c)) return call_hook(self, "_not_owner", NULL), NULL;
-    uint32_t flags = LOAD(&c->flags);
+    if (!holds(self, c)) return call_hook(self, "_not_owner", NULL), NULL;
     if (up && bit & REMOVED) cell_retire(c);
-    STORE(&c->flags, up ? flags | bit : flags & ~bit);
+    if (up)
+        flags_up(c, bit);
+    else
+        flags_down(c, bit);
     Py_RETURN_NONE;
 }
 
@@ -553,7 +596,7 @@ static PyObject *mutex_flag(Mutex *self, PyObject *args) {
 static PyObject *mutex_record(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     Cell *c = cell_of(self);
     if (!c) return not_attached();
-    unsigned depth = word_load(c) & FUTEX_TID_MASK ? __atomic_load_n(&c->owner.depth, __ATOMIC_ACQUIRE) : 0;
+    unsigned depth = word_load(c) & FUTEX_TID_MASK || cell_tasked(c) ? __atomic_load_n(&c->owner.depth, __ATOMIC_ACQUIRE) : 0;
     return Py_BuildValue("IKN", depth, (unsigned long long)LOAD(&c->since), record_tuple(&c->owner));
 }
 
@@ -584,6 +627,7 @@ static PyObject *mutex_get_place(Mutex *self, void *Py_UNUSED(closure)) { return
 static PyObject *mutex_get_attached(Mutex *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(!!cell_of(self)); }
 
 #include "_shared.h"
+#include "_entrust.h"
 
 static PyMethodDef mutex_methods[] = {
     {"acquire", (PyCFunction)(void (*)(void))mutex_py_acquire, METH_VARARGS | METH_KEYWORDS, ACQUIRE_DOC},
@@ -599,8 +643,15 @@ static PyMethodDef mutex_methods[] = {
     {"_commit", (PyCFunction)mutex_py_commit, METH_NOARGS, "_commit(): the owner's changes become the last commit."},
     {"_discard", (PyCFunction)mutex_py_discard, METH_NOARGS, "_discard(): the owner's changes are dropped."},
     {"_suspend", (PyCFunction)mutex_suspend, METH_O, "_suspend(loud) -> epoch: the owner gives all levels back."},
-    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline): until somebody has released since."},
+    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline) -> has somebody released since?"},
     {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline) -> got."},
+    {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method) -> got, for the running task."},
+    {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},
+    {"_task_deepen", (PyCFunction)mutex_task_deepen, METH_O, "_task_deepen(levels): the running task has so many more."},
+    {"_wait_turn", (PyCFunction)mutex_wait_turn, METH_O, "_wait_turn(stop: bytearray) -> got, by a thread for a task."},
+    {"_entrust", (PyCFunction)mutex_py_entrust, METH_VARARGS, "_entrust(task, tid, method): what the thread has is its."},
+    {"_nudge", (PyCFunction)mutex_nudge, METH_NOARGS, "_nudge(): all that wait look again."},
+    {"_task_bury", (PyCFunction)mutex_task_bury, METH_O, "_task_bury(task): if that owned it, it is gone."},
     {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
     {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},
     {"_counters", (PyCFunction)mutex_counters, METH_NOARGS, "_counters(): (acquisitions, contended, recoveries, waiters)."},
@@ -612,12 +663,14 @@ static PyMemberDef mutex_members[] = {
     {"segment", T_OBJECT, offsetof(Mutex, segment), READONLY, "Where its cell is mapped, or None."},
     {"shared", T_BOOL, offsetof(Mutex, shared), 0, "It left this process: its cell is not reused."},
     {"atomic", T_INT, offsetof(Mutex, atomic), 0, "How many atomic calls the owner is in."},
+    {"queued", T_BOOL, offsetof(Mutex, queued), 0, "Tasks of this process wait for it, and a newcomer does not pass them."},
     {"guarding", T_BOOL, offsetof(Mutex, guarding), 0, "The owner is in a guard."},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Mutex, weakrefs), READONLY, NULL},
     {NULL},
 };
 
 static PyGetSetDef mutex_getset[] = {
+    {"task", (getter)mutex_get_task, NULL, "The task of this process that owns it, or None.", NULL},
     {"version", (getter)mutex_get_version, NULL, "The word of the shared state; 0: none was committed.", NULL},
     {"pending", (getter)mutex_get_pending, NULL, "Has the owner touched what may be changed now?", NULL},
     {"view", (getter)mutex_get_view, NULL, "The View of the shared state, or None.", NULL},
@@ -641,105 +694,13 @@ static PyType_Slot mutex_slots[] = {
 static PyType_Spec mutex_spec = {"coheld._native.Mutex", sizeof(Mutex), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
                                  mutex_slots};
 
-/* ==== 5. LockableBase: acquire, release and with, for the class Lockable ==== */
+/* ==== 5. LockableBase, Field and LockedMethod ==== */
 
-/* They are C because an interrupt that lands between two bytecodes of a Python __enter__ leaves the lock held.
- * The type adds nothing to the layout of an object, so that it mixes with dict, int, Exception and every other. */
-
-/* obj.__lock__, a new reference, without obj.__getattr__: a proxy must not lock its target. */
-static inline PyObject *lock_of(State *state, PyObject *obj) {
-    PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
-    if (LIKELY(lock && (Py_TYPE(lock) == state->mutex_type || PyObject_TypeCheck(lock, state->handle_type))))
-        return lock;
-    Py_XDECREF(lock);
-    if (lock || PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-        Py_XDECREF(PyObject_CallOneArg(state->not_initialized, obj));
-    }
-    return NULL;
-}
-
-/* lock._take(obj, method, timeout): mutex_acquire of another backend's lock. */
-static int take_by_name(PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
-    PyObject *seconds = timeout == FOREVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)timeout / 1e9);
-    PyObject *result = seconds ? PyObject_CallMethod(lock, "_take", "(ONN)", obj, label_text(method), seconds) : NULL;
-    int truth = result ? PyObject_IsTrue(result) : -1;
-    Py_XDECREF(result);
-    return truth;
-}
-
-/* lock.release(), with the exception that is there already kept: 0, or -1 and an exception. */
-static int give_by_name(PyObject *lock) {
-    PyObject *type, *error, *trace;
-    PyErr_Fetch(&type, &error, &trace);
-    PyObject *result = PyObject_CallMethod(lock, "release", NULL);
-    Py_XDECREF(result);
-    if (!type) return result ? 0 : -1;
-    PyErr_Restore(type, error, trace); /* takes the place of what release has raised */
-    return -1;
-}
-
-static inline int lock_take(State *state, PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
-    if (LIKELY(Py_TYPE(lock) == state->mutex_type)) return mutex_acquire((Mutex *)lock, obj, method, timeout);
-    return take_by_name(lock, obj, method, timeout);
-}
-
-/* 0, or -1 and an exception.  One that is there already stays, but for what a commit raises. */
-static inline int lock_give(State *state, PyObject *lock) {
-    if (UNLIKELY(Py_TYPE(lock) != state->mutex_type)) return give_by_name(lock);
-    int rc = mutex_release((Mutex *)lock);
-    if (LIKELY(!rc)) return 0;
-    if (!PyErr_Occurred()) call_hook(lock, "_not_owner", NULL);
-    return -1;
-}
-
-static PyObject *base_acquire(PyObject *self, PyObject *args, PyObject *kwargs) {
-    State *state = state_of(self);
-    PyObject *lock = state ? lock_of(state, self) : NULL;
-    uint64_t timeout;
-    int rc = lock && !parse_acquire(args, kwargs, &timeout) ? lock_take(state, lock, self, &no_label, timeout) : -1;
-    Py_XDECREF(lock);
-    return rc < 0 ? NULL : PyBool_FromLong(rc);
-}
-
-static PyObject *base_release(PyObject *self, PyObject *Py_UNUSED(ignored)) {
-    State *state = state_of(self);
-    PyObject *lock = state ? lock_of(state, self) : NULL;
-    int rc = lock ? lock_give(state, lock) : -1;
-    Py_XDECREF(lock);
-    return rc ? NULL : Py_NewRef(Py_None);
-}
-
-static PyObject *base_enter(PyObject *self, PyObject *Py_UNUSED(ignored)) {
-    State *state = state_of(self);
-    PyObject *lock = state ? lock_of(state, self) : NULL;
-    int rc = lock ? lock_take(state, lock, self, &no_label, FOREVER) : -1;
-    Py_XDECREF(lock);
-    return rc < 0 ? NULL : Py_NewRef(self);
-}
-
-static PyMethodDef base_methods[] = {
-    {"acquire", (PyCFunction)(void (*)(void))base_acquire, METH_VARARGS | METH_KEYWORDS, ACQUIRE_DOC},
-    {"release", base_release, METH_NOARGS, RELEASE_DOC},
-    {"__enter__", base_enter, METH_NOARGS, "Take the lock; blocks until it is held."},
-    {"__exit__", base_release, METH_VARARGS, "Release the lock."},
-    {NULL},
-};
-
-static PyType_Slot base_slots[] = {
-    {Py_tp_doc, "acquire, release and with of Lockable."},
-    {Py_tp_methods, base_methods},
-    {0},
-};
-
-static PyType_Spec base_spec = {"coheld._native.LockableBase", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, base_slots};
-
-/* ==== 6. Field and LockedMethod ==== */
-
+#include "_lockable.h"
 #include "_field.h"
 #include "_locked.h"
 
-/* ==== 7. Module ==== */
+/* ==== 6. Module ==== */
 
 static PyObject *native_install(PyObject *module, PyObject *args) {
     State *state = PyModule_GetState(module);
@@ -784,6 +745,26 @@ static PyObject *native_lock_of(PyObject *module, PyObject *obj) {
     return lock_of(PyModule_GetState(module), obj);
 }
 
+/* task_enter(obj, method: bytes) -> its lock, which the running task has taken; None: it is not free. */
+static PyObject *native_task_enter(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    State *state = PyModule_GetState(module);
+    if (count != 2 || !PyBytes_Check(args[1])) return PyErr_Format(PyExc_TypeError, "task_enter() takes an object and bytes");
+    PyObject *lock = lock_of(state, args[0]);
+    if (!lock) return NULL;
+    int rc;
+    if (Py_TYPE(lock) == state->mutex_type) {
+        Label method = label_of(PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1]));
+        rc = task_take((Mutex *)lock, state, args[0], &method);
+    } else {
+        PyObject *taken = PyObject_CallMethod(lock, "_task_take", "OO", args[0], args[1]);
+        rc = taken ? PyObject_IsTrue(taken) : -1;
+        Py_XDECREF(taken);
+    }
+    if (rc > 0) return lock;
+    Py_DECREF(lock);
+    return rc ? NULL : Py_NewRef(Py_None);
+}
+
 static PyObject *native_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
     return PyLong_FromUnsignedLong(process.generation);
 }
@@ -794,6 +775,7 @@ static PyMethodDef module_methods[] = {
     {"hang", native_hang, METH_VARARGS, "hang(obj, lock): set obj.__lock__ past any __setattr__."},
     {"peek", native_peek, METH_O, "peek(obj): what its __lock__ is, or None."},
     {"lock_of", native_lock_of, METH_O, "lock_of(obj): its lock; NotInitializedError if it has none."},
+    {"task_enter", (PyCFunction)(void (*)(void))native_task_enter, METH_FASTCALL, "task_enter(obj, method) -> its lock, taken, or None."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},
 };
@@ -813,6 +795,7 @@ static int module_exec(PyObject *module) {
         && !PyModule_AddType(module, (PyTypeObject *)state->view_type) && !PyModule_AddType(module, (PyTypeObject *)field)
         && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
         && !PyModule_AddIntMacro(module, RECOVERING) && !PyModule_AddIntMacro(module, REMOVED)
+        && !PyModule_AddIntMacro(module, TASKED)
         && !PyModule_AddIntMacro(module, WARDED) && !PyModule_AddIntMacro(module, GUARDED)
         && !PyModule_AddIntMacro(module, CREATED) && !PyModule_AddIntMacro(module, CELL_SIZE)
         && !PyModule_AddIntMacro(module, HEADER_SIZE) && !PyModule_AddIntMacro(module, LAYOUT_VERSION)
@@ -846,6 +829,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->not_initialized);
     Py_CLEAR(state->reduce_locked);
     Py_CLEAR(state->name_lock);
+    Py_CLEAR(state->running_loop);
+    Py_CLEAR(state->tasks);
     return 0;
 }
 

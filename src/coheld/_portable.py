@@ -57,6 +57,12 @@ def lock_of(obj: object, /) -> Any:
     return _Installed.not_initialized(obj)
 
 
+def task_enter(obj: object, method: bytes, /) -> Any:
+    """Its lock, which the running task has taken; None: it is not free."""
+    lock = lock_of(obj)
+    return lock if lock._task_take(obj, method) else None
+
+
 def generation() -> int:
     """How many forks are behind this process."""
     return _Installed.forks

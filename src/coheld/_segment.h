@@ -160,7 +160,7 @@ static void area_give_back(Area *a, const Cell *c) {
 /* By the owner: this cell is not what its name means any more.  A new number for the same state: who only reads, and looks
  * at nothing else, looks again. */
 static void cell_retire(Cell *c) {
-    STORE(&c->flags, LOAD(&c->flags) | REMOVED);
+    flags_up(c, REMOVED);
     __atomic_store_n(&c->version, c->version + 2, __ATOMIC_RELEASE);
 }
 
@@ -169,6 +169,7 @@ static void cell_revive(Cell *c) {
     if (word_load(c)) __atomic_store_n(word_of(c), FUTEX_OWNER_DIED, __ATOMIC_SEQ_CST);
     c->waiters = c->waiting_since = 0;
     c->handoff = 0;
+    c->task_nonce |= TASK_GONE;
     c->flags &= ~(uint32_t)WARDED; /* its number and start may be somebody else's since the boot */
 }
 #endif

@@ -8,7 +8,7 @@
 /* _mine(): does the calling thread hold it? */
 static PyObject *mutex_mine(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     Cell *c = cell_of(self);
-    return PyBool_FromLong(c && still_mine(c));
+    return PyBool_FromLong(c && holds(self, c));
 }
 
 /* _commit(): the owner's changes so far become the last commit. */
@@ -47,7 +47,7 @@ static PyObject *mutex_adopt(Mutex *self, PyObject *args) {
     Py_BEGIN_CRITICAL_SECTION(self);
     View *old = self->view;
     fits = ((View *)view)->cell == self->cell && (old ? (PyObject *)old : Py_None) == former;
-    if (fits && (!old || still_mine(self->cell))) {
+    if (fits && (!old || holds(self, self->cell))) {
         __atomic_store_n(&self->view, (View *)Py_NewRef(view), __ATOMIC_RELEASE);
         Py_XDECREF(old);
     }
@@ -61,7 +61,7 @@ static PyObject *mutex_put(Mutex *self, PyObject *args) {
     PyObject *value;
     unsigned char mark;
     if (!PyArg_ParseTuple(args, "nOb:_put", &i, &value, &mark)) return NULL;
-    if (!self->view || i < 0 || i >= self->view->count || !still_mine(self->view->cell)) {
+    if (!self->view || i < 0 || i >= self->view->count || !holds(self, self->view->cell)) {
         PyErr_SetString(PyExc_RuntimeError, "no such field, or not the owner");
         return NULL;
     }
@@ -77,13 +77,19 @@ static PyObject *mutex_put(Mutex *self, PyObject *args) {
 static PyObject *mutex_suspend(Mutex *self, PyObject *loud) {
     Cell *c = self->cell;
     int tell = PyObject_IsTrue(loud) && LOAD(&c->flags) & GUARDED;
-    if (!still_mine(c)) {
+    if (!holds(self, c)) {
         call_hook(self, "_not_owner", NULL);
         return NULL;
     }
     if (tell) cell_tell(c);
     uint32_t epoch = LOAD(&c->epoch);
-    STORE(&c->flags, LOAD(&c->flags) | GUARDED);
+    flags_up(c, GUARDED);
+    if (!still_mine(c)) {
+        STORE(&self->step_thread, 0);
+        cell_end_task(c, LOAD(&self->task_nonce), 0);
+        if (tell) futex_wake(&c->epoch, INT_MAX);
+        return PyLong_FromUnsignedLong(epoch);
+    }
     while (LOAD(&c->owner.depth) > 1) cell_back(c);
     cell_end_quietly(c);
     if (tell) futex_wake(&c->epoch, INT_MAX);
@@ -92,20 +98,21 @@ static PyObject *mutex_suspend(Mutex *self, PyObject *loud) {
 
 static uint64_t deadline_of(double seconds) { return seconds < 9e9 ? (uint64_t)(seconds > 0 ? seconds * 1e9 : 0) : FOREVER; }
 
-/* _sleep(epoch, deadline): until there was a release or a death since, or time.monotonic() says deadline. */
+/* _sleep(epoch, deadline) -> news: until there was a release or a death since, or time.monotonic() says deadline: False. */
 static PyObject *mutex_sleep(Mutex *self, PyObject *args) {
     unsigned epoch;
     double seconds;
     if (!PyArg_ParseTuple(args, "Id:_sleep", &epoch, &seconds)) return NULL;
     uint64_t deadline = deadline_of(seconds);
     Waiter w = {0};
-    for (int rc = 0; rc != 1 && clock_ns(CLOCK_MONOTONIC) < deadline;) {
+    int rc = 0;
+    while (rc != 1 && clock_ns(CLOCK_MONOTONIC) < deadline) {
         if (PyErr_CheckSignals()) return NULL;
         Py_BEGIN_ALLOW_THREADS
         rc = guard_sleep(self->cell, &w, epoch, deadline);
         Py_END_ALLOW_THREADS
     }
-    Py_RETURN_NONE;
+    return PyBool_FromLong(rc == 1);
 }
 
 /* _resume(obj, method, levels, deadline) -> got: takes so many levels, until time.monotonic() says deadline. */

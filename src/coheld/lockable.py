@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 from . import mutex as _mutex
 from . import native, state
 from .backends.base import Handle
-from .errors import CoheldError, NotInitializedError, NotLockedError
+from .errors import CoheldError, NotInitializedError, NotLockedError, NotOwnerError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,8 +90,11 @@ class Lockable(native.LockableBase):
 
         atomic: if the method raises, the shared fields are again as they were when it was called.
 
-        Raises: TypeError: if what is decorated is not a plain function or callable: a coroutine or generator function
-        (its body would run unlocked), a staticmethod, classmethod or property; or if an option is none.
+        A coroutine function becomes another one: the task that awaits it owns the lock, and the loop does not block.
+
+        Raises: TypeError: if what is decorated is not a plain function, coroutine function or callable: a generator
+        function (its body would run unlocked), a staticmethod, classmethod or property; or if an option is none.
+        DeadlockError: by a call that would block the loop while a task of that loop holds the lock.
         """
         if not options:
             return _locked(fn)
@@ -99,6 +102,20 @@ class Lockable(native.LockableBase):
             raise TypeError("use @Lockable.locked(timeout=…) on its own, without the function")
         _check_options(**options)  # a bad one shows here, not at the first call
         return functools.partial(_locked, **options)
+
+    async def __aenter__(self) -> Self:
+        """Take the lock for the running asyncio task, without blocking the loop; see coheld.aio.acquire."""
+        from . import aio
+
+        await aio.enter(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+        from . import aio
+
+        # A coroutine that is destroyed may belong to a task that was found gone before.
+        with suppress(*[NotOwnerError] if kind is GeneratorExit else []):
+            aio.leave(self)
 
     def __init_subclass__(cls, *, max_state: int | None = None, **kwargs: Any) -> None:
         """max_state: how large the shared state may be, in bytes of MessagePack; default 64 MiB."""
@@ -139,8 +156,13 @@ def _rebuild(lock: Handle, make: Callable[..., Any], args: tuple[Any, ...]) -> A
 
 def _locked(fn: Any, timeout: float | None = None, when: Any = None, atomic: bool = False) -> Any:
     _refuse(fn)
-    label = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition("<locals>.")[2]
-    method = native.LockedMethod(fn, timeout, label.encode(errors="replace")[-32:], when, atomic)
+    name = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition("<locals>.")[2]
+    label = name.encode(errors="replace")[-32:]
+    if inspect.iscoroutinefunction(_body_of(fn)):
+        from . import aio
+
+        return aio.locked(fn, label, timeout, when, atomic)
+    method = native.LockedMethod(fn, timeout, label, when, atomic)
     return functools.update_wrapper(method, fn)
 
 
@@ -195,11 +217,6 @@ def _refuse(fn: Any) -> None:
         raise TypeError(
             f"{name} is a generator function: its body would run after the lock is given back; "
             "collect what it yields in a list, or take the lock where it is iterated: with obj: …"
-        )
-    if inspect.iscoroutinefunction(body):
-        raise TypeError(
-            f"{name} is a coroutine function: its body would run after the lock is given back; "
-            "lock a plain method, and call that with asyncio.to_thread"
         )
 
 

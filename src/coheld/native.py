@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         install,
         lock_of,
         peek,
+        task_enter,
     )
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "lock_of",
     "missing",
     "peek",
+    "task_enter",
 ]
 
 

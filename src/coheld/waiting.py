@@ -2,7 +2,7 @@
 one description of it, as a generator, and who serves it.
 
 ``until`` yields what it has to wait for, a Step, and is sent what came of it.  ``run`` serves it by blocking the
-thread.
+thread, and aio.py by suspending the task.
 """
 
 from __future__ import annotations
@@ -75,12 +75,14 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Take:
-    """The lock, so many levels of it; answered with whether it was got by the deadline."""
+    """The lock, so many levels of it; answered with whether it was got by the deadline.  keep: who asks must have it,
+    whatever comes meanwhile."""
 
     obj: object
     method: str
     levels: int
     deadline: float
+    keep: bool
 
     def block(self, lock: Mutex) -> bool:
         return lock._resume(self.obj, self.method, self.levels, self.deadline)
@@ -102,7 +104,7 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
     while not (value := holds()):
         if monotonic() >= deadline:
             raise NotSo
-        take = Take(obj, method, depth, FOREVER if keep else deadline)
+        take = Take(obj, method, depth, FOREVER if keep else deadline, keep)
         try:
             yield Sleep(lock._suspend(first), deadline)
             got = yield take

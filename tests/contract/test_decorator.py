@@ -245,15 +245,6 @@ async def generate_async(self: object) -> AsyncIterator[int]:
     yield 1
 
 
-async def coroutine(self: object) -> None:
-    pass
-
-
-class AsyncCall:
-    async def __call__(self, obj: object) -> None:
-        pass
-
-
 class GeneratorCall:
     def __call__(self, obj: object) -> Iterator[int]:
         yield 1
@@ -262,17 +253,13 @@ class GeneratorCall:
 REFUSED = {
     "a generator function": (generate, "with obj"),
     "an async generator function": (generate_async, "with obj"),
-    "a coroutine function": (coroutine, "to_thread"),
     "a staticmethod": (staticmethod(work), "method of the object"),
     "a classmethod": (classmethod(work), "method of the object"),
     "a property": (property(plain), "put @property above"),
     "a cached_property": (functools.cached_property(plain), "put @cached_property above"),
     "a partialmethod": (functools.partialmethod(work, "ann"), "partialmethod"),
     "a partial of a generator function": (functools.partial(generate), "with obj"),
-    "a partial of a coroutine function": (functools.partial(coroutine), "to_thread"),
     "a bound generator method": (types.MethodType(generate, 1), "with obj"),
-    "a bound coroutine method": (types.MethodType(coroutine, 1), "to_thread"),
-    "a callable with a coroutine": (AsyncCall(), "to_thread"),
     "a callable with a generator": (GeneratorCall(), "with obj"),
     "a context manager function": (contextmanager(generate), "with obj"),
     "an async context manager function": (asynccontextmanager(generate_async), "with obj"),
@@ -286,17 +273,10 @@ def test_what_would_run_unlocked_is_refused_with_the_remedy(fn: Any, remedy: str
         locked(**options)(fn) if options else locked(fn)
 
 
-@pytest.mark.parametrize("fn", [generate, generate_async, coroutine], ids=lambda fn: str(fn.__name__))
+@pytest.mark.parametrize("fn", [generate, generate_async], ids=lambda fn: str(fn.__name__))
 def test_the_refusal_names_the_function(fn: Any) -> None:
     with pytest.raises(TypeError, match=f"^{fn.__name__} "):
         locked(fn)
-
-
-if sys.version_info >= (3, 12):
-
-    def test_what_is_marked_as_a_coroutine_function_is_refused() -> None:
-        with pytest.raises(TypeError, match="to_thread"):
-            locked(inspect.markcoroutinefunction(lambda self: None))
 
 
 # ---- how it looks ------------------------------------------------------------------------------------------

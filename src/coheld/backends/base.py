@@ -30,6 +30,7 @@ from ..owner import Owner
 from ..process import at_fork
 from . import files, of_scheme
 from .monitor import Monitor
+from .tasking import Tasking
 
 if TYPE_CHECKING:
     from .._native import Mutex as _Half  # what a backend's own half has to have
@@ -45,13 +46,14 @@ class Capabilities:
     None: it ends, but nobody says when, nor in which order.  wakes_without_polling: who waits sleeps until the lock is
     given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
     thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
-    None: as many as it can have open files.
+    None: as many as it can have open files.  tasks: can a task of asyncio own it?
     """
 
     handoff_bound: float | None
     wakes_without_polling: bool
     uninterruptible_entry: bool
     held_limit: int | None
+    tasks: bool
 
 
 class Resource(Protocol):
@@ -77,7 +79,7 @@ class Resource(Protocol):
         """What messages call it."""
 
 
-class Handle(Monitor, _Half):
+class Handle(Monitor, Tasking, _Half):
     """A robust, re-entrant lock; what an object's ``__lock__`` is.  A backend's Mutex is this and its own half, which
     takes and gives back: ``class Mutex(Handle, native.Mutex)``.
 

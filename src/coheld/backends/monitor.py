@@ -65,6 +65,11 @@ class Monitor(_Half):
     def _await_guard(self, guard: Callable[[Any], object], obj: object, deadline: float, timeout: float) -> None:
         """By the owner, before the call: wait until the guard holds, without the lock.  Where this raises, the lock may
         be held or not."""
+        waiting.run(self._guard_steps(guard, obj, deadline, timeout), self)
+
+    def _guard_steps(
+        self, guard: Callable[[Any], object], obj: object, deadline: float, timeout: float | None
+    ) -> waiting.Steps[None]:
         if self._record()[0] > 1:
             if not self._look_at(guard, obj):
                 raise DeadlockError(
@@ -74,17 +79,19 @@ class Monitor(_Half):
                 )
             return
         try:
-            waiting.run(waiting.until(self, obj, lambda: self._look_at(guard, obj), deadline, keep=False), self)
+            yield from waiting.until(self, obj, lambda: self._look_at(guard, obj), deadline, keep=False)
         except waiting.NotSo:
-            raise self._not_so("its guard was false", timeout) from None
+            raise self._not_so("its guard was false", timeout or 0) from None
 
     def wait_for(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> T:
         """See coheld.wait_for."""
+        return waiting.run(self._wait_steps(obj, predicate, timeout), self)
+
+    def _wait_steps(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> waiting.Steps[T]:
         deadline = waiting.FOREVER if timeout is None else monotonic() + max(timeout, 0)
         atomic = self.atomic  # others begin at 0 meanwhile, and so does who takes the lock back
-        steps = waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True)
         try:
-            return waiting.run(steps, self)
+            return (yield from waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True))
         except waiting.NotSo:
             raise self._not_so("what was waited for did not come", timeout or 0) from None
         finally:

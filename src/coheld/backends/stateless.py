@@ -20,11 +20,15 @@ class Stateless:
     view: Any = None
     pending: bool = False
     version: int = 0
+    task: None = None
 
     def _refuse_stateless(self, what: str) -> NoReturn:
         label: str = self.label  # type: ignore[attr-defined]  # Handle's
         remedy = f"which does not run here: {native.missing}" if native.missing else "which is the backend shm:"
         raise IncompatibleError(f"{label} is a lock of files: {what} needs the native mutex, {remedy}", resource=label)
+
+    def _task_take(self, _obj: object, _method: bytes) -> NoReturn:
+        self._refuse_stateless("a task that is to own it")
 
     def _commit(self) -> None:
         pass

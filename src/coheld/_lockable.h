@@ -1,0 +1,114 @@
+/* LockableBase: acquire, release and with, for the class Lockable; and how every call gets from an object to its lock. */
+
+#ifndef COHELD_LOCKABLE_H
+#define COHELD_LOCKABLE_H
+
+/* ==== 1. The lock of an object ==== */
+
+/* obj.__lock__, a new reference, without obj.__getattr__: a proxy must not lock its target. */
+static inline PyObject *lock_of(State *state, PyObject *obj) {
+    PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
+    if (LIKELY(lock && (Py_TYPE(lock) == state->mutex_type || PyObject_TypeCheck(lock, state->handle_type))))
+        return lock;
+    Py_XDECREF(lock);
+    if (lock || PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        Py_XDECREF(PyObject_CallOneArg(state->not_initialized, obj));
+    }
+    return NULL;
+}
+
+/* lock._take(obj, method, timeout): mutex_acquire of another backend's lock. */
+static int take_by_name(PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
+    PyObject *seconds = timeout == FOREVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)timeout / 1e9);
+    PyObject *result = seconds ? PyObject_CallMethod(lock, "_take", "(ONN)", obj, label_text(method), seconds) : NULL;
+    int truth = result ? PyObject_IsTrue(result) : -1;
+    Py_XDECREF(result);
+    return truth;
+}
+
+/* lock.release(), with the exception that is there already kept: 0, or -1 and an exception. */
+static int give_by_name(PyObject *lock) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyObject *result = PyObject_CallMethod(lock, "release", NULL);
+    Py_XDECREF(result);
+    if (!type) return result ? 0 : -1;
+    PyErr_Restore(type, error, trace); /* takes the place of what release has raised */
+    return -1;
+}
+
+static inline int lock_take(State *state, PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
+    if (LIKELY(Py_TYPE(lock) == state->mutex_type)) return mutex_acquire((Mutex *)lock, obj, method, timeout);
+    return take_by_name(lock, obj, method, timeout);
+}
+
+/* 0, or -1 and an exception.  One that is there already stays, but for what a commit raises. */
+static inline int lock_give(State *state, PyObject *lock) {
+    if (UNLIKELY(Py_TYPE(lock) != state->mutex_type)) return give_by_name(lock);
+    int rc = mutex_release((Mutex *)lock);
+    if (LIKELY(!rc)) return 0;
+    if (!PyErr_Occurred()) call_hook(lock, "_not_owner", NULL);
+    return -1;
+}
+
+/* ==== 2. The type ==== */
+
+/* They are C because an interrupt that lands between two bytecodes of a Python __enter__ leaves the lock held.
+ * The type adds nothing to the layout of an object, so that it mixes with dict, int, Exception and every other. */
+
+/* By acquire and with, which do not say when they end: in a coroutine it is the task that owns, not all of its thread's. */
+static int lock_take_openly(State *state, PyObject *lock, PyObject *obj, uint64_t timeout) {
+    int rc = lock_take(state, lock, obj, &no_label, timeout);
+    if (rc <= 0 || !PyThreadState_Get()->context || Py_TYPE(lock) != state->mutex_type) return rc;
+    Mutex *self = (Mutex *)lock;
+    Cell *c = cell_of(self);
+    PyObject *task = LOAD(&c->owner.depth) == 1 && cell_mine(c) ? current_task(state) : NULL;
+    if (!task) return rc;
+    int made = mutex_entrust(self, c, task, me.tid) ? call_hook(lock, "_entrusted", task) : -1;
+    if (made < 0 && mutex_release(self) == -1) PyErr_Clear();
+    Py_DECREF(task);
+    return made < 0 ? -1 : rc;
+}
+
+static PyObject *base_acquire(PyObject *self, PyObject *args, PyObject *kwargs) {
+    State *state = state_of(self);
+    PyObject *lock = state ? lock_of(state, self) : NULL;
+    uint64_t timeout;
+    int rc = lock && !parse_acquire(args, kwargs, &timeout) ? lock_take_openly(state, lock, self, timeout) : -1;
+    Py_XDECREF(lock);
+    return rc < 0 ? NULL : PyBool_FromLong(rc);
+}
+
+static PyObject *base_release(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    State *state = state_of(self);
+    PyObject *lock = state ? lock_of(state, self) : NULL;
+    int rc = lock ? lock_give(state, lock) : -1;
+    Py_XDECREF(lock);
+    return rc ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *base_enter(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+    State *state = state_of(self);
+    PyObject *lock = state ? lock_of(state, self) : NULL;
+    int rc = lock ? lock_take_openly(state, lock, self, FOREVER) : -1;
+    Py_XDECREF(lock);
+    return rc < 0 ? NULL : Py_NewRef(self);
+}
+
+static PyMethodDef base_methods[] = {
+    {"acquire", (PyCFunction)(void (*)(void))base_acquire, METH_VARARGS | METH_KEYWORDS, ACQUIRE_DOC},
+    {"release", base_release, METH_NOARGS, RELEASE_DOC},
+    {"__enter__", base_enter, METH_NOARGS, "Take the lock; blocks until it is held."},
+    {"__exit__", base_release, METH_VARARGS, "Release the lock."},
+    {NULL},
+};
+
+static PyType_Slot base_slots[] = {
+    {Py_tp_doc, "acquire, release and with of Lockable."},
+    {Py_tp_methods, base_methods},
+    {0},
+};
+
+static PyType_Spec base_spec = {"coheld._native.LockableBase", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, base_slots};
+#endif

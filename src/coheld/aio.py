@@ -1,0 +1,164 @@
+"""Locks for tasks of asyncio: the same locks, and the same questions.
+
+A task owns; the tasks that it makes do not inherit.  The loop never blocks: while a lock is held elsewhere, a thread of
+coheld waits in the stead of all tasks of the process that wait for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from asyncio import CancelledError
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+
+from . import native, waiting
+from .backends import lookout
+from .errors import NotLockedError, NotOwnerError
+from .waiting import FOREVER, seconds_of
+
+T = TypeVar("T")
+
+__all__ = ["acquire", "wait_for"]
+
+
+async def acquire(obj: object, timeout: float | None = None) -> bool:
+    """Take the object's lock for the running task; True if the task holds it now, False if it could not be had.
+
+    Waits for at most timeout seconds (None: for ever; zero or less: tries once), on the monotonic clock, and does not
+    block the loop.  The task may take it again, and must release it as often: ``obj.release()``.  Cancelled, it does
+    not hold it.  A task that ends with it, or whose loop is closed, counts as an owner that died.
+
+    Raises: TypeError, ValueError: if timeout is no number of seconds.  RuntimeError: without a running asyncio task.
+    DeadlockError: if the thread holds it around the loop.  NotInitializedError, and what a sync acquire raises.
+    """
+    lock = native.lock_of(obj)
+    seconds = seconds_of(timeout)
+    got = await _take(lock, obj, b"", FOREVER if seconds == FOREVER else monotonic() + seconds)
+    if got and lock._record()[0] == 1:
+        lock._entrusted(lock.task)
+    return got
+
+
+async def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = None) -> T:
+    """As coheld.wait_for, for the task that holds the lock; the loop is not blocked.
+
+    Cancelled, it takes the lock back first, so that ``async with`` can release it.
+    """
+    lock = native.lock_of(obj)
+    seconds_of(timeout)
+    if not (lock.attached and lock.task is not None and lock._mine()):
+        raise NotLockedError(f"{lock.label}: aio.wait_for is for the task that holds the lock", resource=lock.label)
+    value: T = await _serve(lock._wait_steps(obj, predicate, timeout), lock)
+    return value
+
+
+async def enter(obj: object) -> None:
+    """``async with``."""
+    await _take(native.lock_of(obj), obj, b"", FOREVER)
+
+
+def leave(obj: object) -> None:
+    """The end of it."""
+    native.lock_of(obj)._task_give()
+
+
+def locked(fn: Any, label: bytes, timeout: float | None, when: Callable[[Any], object] | None, atomic: bool) -> Any:
+    """What @Lockable.locked makes of a coroutine function: another one."""
+    seconds = seconds_of(timeout)
+
+    async def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
+        try:
+            result = await fn(self, *args, **kwargs)
+        except BaseException:
+            with suppress(NotOwnerError):  # what the call raised is what the caller sees
+                lock._task_give()
+            raise
+        lock._task_give()
+        return result
+
+    async def careful_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        deadline = FOREVER if seconds == FOREVER else monotonic() + seconds
+        lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
+        try:
+            if when is not None:
+                await _serve(lock._guard_steps(when, self, deadline, timeout), lock)
+            result = await (_atomically(lock, fn, self, args, kwargs) if atomic else fn(self, *args, **kwargs))
+        except BaseException:
+            with suppress(NotOwnerError):
+                lock._task_give()
+            raise
+        lock._task_give()
+        return result
+
+    return functools.update_wrapper(careful_call if when is not None or atomic else call, fn)
+
+
+async def _atomically(lock: Any, fn: Any, obj: Any, args: Any, kwargs: Any) -> Any:
+    saved, succeeded = lock._enter_atomic(), False
+    try:
+        result = await fn(obj, *args, **kwargs)
+        succeeded = True
+    finally:
+        lock._leave_atomic(saved, succeeded)
+    return result
+
+
+async def _take_in_time(obj: object, method: bytes, seconds: float) -> Any:
+    """Its lock. Raises: LockTimeout."""
+    lock = native.lock_of(obj)
+    if not await _take(lock, obj, method, FOREVER if seconds == FOREVER else monotonic() + seconds):
+        lock._timed_out(seconds)
+    return lock
+
+
+async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
+    if lock._task_take(obj, method):
+        return True
+    if deadline <= monotonic() or not await lookout.turn(lock, method, deadline):
+        return False
+    try:
+        if lock.flags & native.RECOVERING:
+            lock._recover(obj)
+        lock.create(obj)
+    except BaseException:
+        lock._task_give()
+        raise
+    return True
+
+
+async def _serve(steps: waiting.Steps[T], lock: Any) -> T:
+    """Serve the steps by suspending the task, to their end."""
+    act: Callable[[], waiting.Step] = partial(next, steps)
+    while True:
+        try:
+            step = act()
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        try:
+            act = partial(steps.send, await _come_of(step, lock))
+        except BaseException as error:
+            act = partial(steps.throw, error)
+
+
+async def _come_of(step: waiting.Step, lock: Any) -> bool:
+    if isinstance(step, waiting.Sleep):
+        return await lookout.news(lock, step.epoch, step.deadline)
+    cancelled = None
+    while True:
+        try:
+            got = await _take(lock, step.obj, step.method.encode(), step.deadline)
+            break
+        except CancelledError as error:
+            if not step.keep:
+                raise
+            cancelled = error  # once it has the lock
+    if got and step.levels > 1:
+        lock._task_deepen(step.levels - 1)
+    if cancelled is not None:
+        raise cancelled
+    return got

@@ -1,0 +1,220 @@
+"""Threads that wait in the stead of tasks: for a lock, and for news of a guard; one of each per lock and process,
+however many tasks wait, and only while they do.
+
+Who gets a turn.  Tasks queue in the order in which they came.  The thread waits for the lock as threads do, among those
+of all processes, and makes the first task the owner before it gives the mutex back: there is no moment at which the
+lock is free and a newcomer could pass.  Then it wakes the task's loop.  A turn is settled under the lookout's guard, in
+one of two ways: it was granted, or it was withdrawn (a time-out, a cancellation).  Who is cancelled and finds it
+granted gives the lock back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..process import at_fork
+from ..waiting import FOREVER
+
+if TYPE_CHECKING:
+    from .base import Handle
+
+_PATIENCE = 0.2
+"""For how long a thread that waits for news sleeps at most before it looks whether anybody still waits, seconds."""
+
+
+class Turn:
+    """A task's place in a queue."""
+
+    __slots__ = ("future", "granted", "key", "loop", "task", "tid", "waits")
+
+    def __init__(self, key: Any) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.task = asyncio.current_task()
+        self.tid = threading.get_native_id()
+        self.future: asyncio.Future[bool] = self.loop.create_future()
+        self.key = key
+        self.waits, self.granted = True, False
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """In the loop: the task goes on."""
+        if not self.future.done():
+            if error is None:
+                self.future.set_result(self.granted)
+            else:
+                self.future.set_exception(error)
+
+    def tell(self, error: BaseException | None = None) -> bool:
+        """From any thread. False: the loop is closed."""
+        try:
+            self.loop.call_soon_threadsafe(self.settle, error)
+        except RuntimeError:
+            return False
+        return True
+
+
+class _Lookout:
+    """A queue of turns, and the thread that serves it while there are any."""
+
+    def __init__(self, lock: Handle) -> None:
+        self.lock = lock
+        self.guard = threading.Lock()
+        self.turns: deque[Turn] = deque()
+        self.waiting = 0
+        self.stop = bytearray(1)
+        self.running = False
+
+    async def wait(self, key: Any, deadline: float) -> bool:
+        """Was it granted by the deadline, a time.monotonic()?"""
+        turn = Turn(key)
+        self.enter(turn)
+        timer = None if deadline == FOREVER else turn.loop.call_at(deadline, self._expire, turn)
+        try:
+            return await turn.future
+        except BaseException:
+            if not self.withdraw(turn) and turn.granted:
+                self.refuse()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def enter(self, turn: Turn) -> None:
+        with self.guard:
+            self.turns.append(turn)
+            self.count(1)
+            if not self.running:
+                self.running = True
+                threading.Thread(target=self._run, name=f"coheld {self.lock.label}", daemon=True).start()
+
+    def withdraw(self, turn: Turn) -> bool:
+        """False: it was settled before."""
+        with self.guard:
+            if not turn.waits:
+                return False
+            turn.waits = False
+            self.count(-1)
+        if not self.waiting:
+            self.lock._nudge()
+        return True
+
+    def count(self, more: int) -> None:
+        """So many more wait."""
+        self.waiting += more
+        self.stop[0] = not self.waiting
+
+    def _expire(self, turn: Turn) -> None:
+        if self.withdraw(turn):
+            turn.settle()
+
+    def _run(self) -> None:
+        while self._is_wanted():
+            try:
+                self.serve()
+            except BaseException as error:  # of a lock that cannot be reached: theirs who wait for it
+                for turn in self.taken():
+                    turn.tell(error)
+
+    def _is_wanted(self) -> bool:
+        with self.guard:
+            if not self.waiting:
+                self.turns.clear()
+                self.running = False
+            return self.running
+
+    def taken(self) -> list[Turn]:
+        """All who wait, and they do no more."""
+        with self.guard:
+            turns = [turn for turn in self.turns if turn.waits]
+            self.turns.clear()
+            self.count(-len(turns))
+            for turn in turns:
+                turn.waits = False
+        return turns
+
+    def serve(self) -> None:
+        raise NotImplementedError
+
+    def refuse(self) -> None:
+        """What was granted to the running task is not wanted."""
+
+
+class _Locks(_Lookout):
+    """Waits for the lock."""
+
+    def count(self, more: int) -> None:
+        super().count(more)
+        self.lock.queued = self.waiting > 0  # a newcomer does not pass them
+
+    def serve(self) -> None:
+        if self.lock._wait_turn(self.stop) and (turn := self._granted()) and not turn.tell():
+            self.lock._task_give()
+
+    def _granted(self) -> Turn | None:
+        """The first has it; if there is none, it is free."""
+        with self.guard:
+            while self.turns:
+                turn = self.turns.popleft()
+                if turn.waits:
+                    self.lock._entrust(turn.task, turn.tid, turn.key)
+                    turn.waits, turn.granted = False, True
+                    self.count(-1)
+                    return turn
+        self.lock.release()
+        return None
+
+    def refuse(self) -> None:
+        self.lock._task_give()
+
+
+class _News(_Lookout):
+    """Waits until somebody has released, or died, since the epoch that a turn was given."""
+
+    def serve(self) -> None:
+        with self.guard:
+            epochs = [turn.key for turn in self.turns if turn.waits]
+        if epochs and self.lock._sleep(epochs[0], monotonic() + _PATIENCE):
+            for turn in self._told(epochs[0]):
+                turn.tell()
+
+    def _told(self, epoch: int) -> list[Turn]:
+        with self.guard:
+            told = [turn for turn in self.turns if turn.waits and turn.key == epoch]
+            self.turns = deque(turn for turn in self.turns if turn.waits and turn.key != epoch)
+            for turn in told:
+                turn.waits, turn.granted = False, True
+            self.count(-len(told))
+        return told
+
+
+class _Process:
+    """Of this process; a child has no threads but its own."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.guard = threading.Lock()
+        self.locks: dict[Handle, _Locks] = {}
+        self.news: dict[Handle, _News] = {}
+
+
+_process = _Process()
+at_fork(child=_process.begin)
+
+
+async def turn(lock: Handle, method: bytes, deadline: float) -> bool:
+    """The running task waits until it has the lock, once. False: not by the deadline."""
+    with _process.guard:
+        lookout = _process.locks.get(lock) or _process.locks.setdefault(lock, _Locks(lock))
+    return await lookout.wait(method, deadline)
+
+
+async def news(lock: Handle, epoch: int, deadline: float) -> bool:
+    """The running task waits for a release or a death after that epoch. False: none by the deadline."""
+    with _process.guard:
+        lookout = _process.news.get(lock) or _process.news.setdefault(lock, _News(lock))
+    return await lookout.wait(epoch, deadline)
