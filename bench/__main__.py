@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import table
 from bench.measure import QUICK, Plan
-from bench.rows import call, death, importing, making, million, state, throughput, turns
+from bench.rows import call, death, importing, making, million, state, tasks, throughput, turns
 
 ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "call": call.measure,
@@ -22,6 +22,7 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "making": making.measure,
     "million": million.measure,
     "state": state.measure,
+    "tasks": tasks.measure,
     "import": importing.measure,
 }
 

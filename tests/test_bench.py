@@ -26,9 +26,20 @@ PEERS = {
         "without the list",
         "no shared fields",
     },
+    "tasks": {"", "asyncio.Lock", "filelock async"},
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
-BARS = {"call": 3, "throughput": 4, "turns": 3, "death": 2, "making": 1, "million": 3, "state": 7, "import": 2}
+BARS = {
+    "call": 3,
+    "throughput": 4,
+    "turns": 3,
+    "death": 2,
+    "making": 1,
+    "million": 3,
+    "state": 7,
+    "tasks": 3,
+    "import": 2,
+}
 
 pytestmark = [pytest.mark.source_tree, pytest.mark.hang_limit(3 * delays.HANG)]
 

@@ -668,7 +668,7 @@ def test_nothing_else_is_put_into_the_users_namespace() -> None:
 
     added = set(dir(Ours())) - set(dir(Theirs()))
     assert {name for name in added if not name.startswith("__")} == {"acquire", "release", "locked"}
-    dunders = {"__enter__", "__exit__", "__lock__", "__annotations__"}
+    dunders = {"__enter__", "__exit__", "__aenter__", "__aexit__", "__lock__", "__annotations__"}
     dunders.add("__slotnames__")  # copyreg's cache, in every class of which an object was pickled
     assert added - {"acquire", "release", "locked"} <= dunders | {"__slots__"}  # of a base that is not C
 

@@ -1,4 +1,4 @@
-"""Tasks of asyncio as owners: who excludes whom, who waits for how long, and what is left by who is cancelled or killed."""
+"""Tasks of asyncio as owners: who excludes whom, who waits how long, and what is left by who is cancelled or killed."""
 
 import asyncio
 import gc
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
-from coheld.backends import backend_of
+from coheld import DeadlockError, IncompatibleError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
+from coheld.backends import file, shm
 from support import delays, procs, states
 from support.exclusion import Exclusion
 
@@ -520,3 +520,14 @@ def test_it_is_a_coroutine_function_with_all_that_the_function_has() -> None:
     assert inspect.iscoroutinefunction(Bed.work) and inspect.iscoroutinefunction(Bed().work)
     assert str(inspect.signature(Bed().work)) == "(number: int = 0) -> int"
     assert Bed.work.__qualname__ == "Bed.work"
+
+
+def test_on_locks_of_files_it_is_refused_as_they_declare() -> None:
+    async def main() -> None:
+        bed = Bed(lock_name="bed", lock_backend="file:")
+        for attempt in (bed.work(), aio.acquire(bed), bed.__aenter__()):
+            with pytest.raises(IncompatibleError, match="needs the native mutex"):
+                await attempt
+        assert not file.CAPABILITIES.tasks and shm.CAPABILITIES.tasks and free(bed)
+
+    run(main)
