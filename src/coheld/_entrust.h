@@ -11,9 +11,10 @@ static Label label_of(const char *text, Py_ssize_t size) {
     return label;
 }
 
-static int task_takes(Mutex *self, PyObject *task, PyObject *obj, const Label *method) {
+static int task_takes(Mutex *self, PyObject *task, PyObject *obj, const Label *method, int patient) {
     Cell *c = cell_of(self);
     if (UNLIKELY(self->queued) && !(c && cell_tasked(c) && task_mine(self, c))) return 0;
+    if (patient && c && LOAD(&c->handoff) && !holds(self, c)) return 0; /* somebody has waited for long */
     if (c && still_mine(c)) return call_hook(self, "_stuck", NULL); /* its thread holds it, around the loop */
     int rc = mutex_acquire(self, obj, method, 0);
     if (rc <= 0 || !cell_mine(c = cell_of(self))) return rc; /* one level more of its own */
@@ -22,25 +23,27 @@ static int task_takes(Mutex *self, PyObject *task, PyObject *obj, const Label *m
     return -1;
 }
 
-/* The running task takes it: 1.  0: it is not free, or others wait.  -1: raised. */
-static int task_take(Mutex *self, State *state, PyObject *obj, const Label *method) {
+/* The running task takes it: 1.  0: it is not free, or others wait; patient: also one that waits for long, elsewhere.
+ * -1: raised. */
+static int task_take(Mutex *self, State *state, PyObject *obj, const Label *method, int patient) {
     PyObject *task = current_task(state);
     if (!task) return call_hook(self, "_no_task", NULL);
-    int rc = task_takes(self, task, obj, method);
+    int rc = task_takes(self, task, obj, method, patient);
     Py_DECREF(task);
     return rc;
 }
 
-/* _task_take(obj, method: bytes) -> got: for the running task; False: it is not free. */
+/* _task_take(obj, method: bytes, patient: bool) -> got: for the running task; False: it is not free. */
 static PyObject *mutex_task_take(Mutex *self, PyObject *args) {
     PyObject *obj;
     const char *text;
     Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "Oy#:_task_take", &obj, &text, &size)) return NULL;
+    int patient;
+    if (!PyArg_ParseTuple(args, "Oy#p:_task_take", &obj, &text, &size, &patient)) return NULL;
     State *state = state_of((PyObject *)self);
     if (!state) return NULL;
     Label method = label_of(text, size);
-    int rc = task_take(self, state, obj, &method);
+    int rc = task_take(self, state, obj, &method, patient);
     return rc < 0 ? NULL : PyBool_FromLong(rc);
 }
 

@@ -645,7 +645,7 @@ static PyMethodDef mutex_methods[] = {
     {"_suspend", (PyCFunction)mutex_suspend, METH_O, "_suspend(loud) -> epoch: the owner gives all levels back."},
     {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline) -> has somebody released since?"},
     {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline) -> got."},
-    {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method) -> got, for the running task."},
+    {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method, patient) -> got, for the running task."},
     {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},
     {"_task_deepen", (PyCFunction)mutex_task_deepen, METH_O, "_task_deepen(levels): the running task has so many more."},
     {"_wait_turn", (PyCFunction)mutex_wait_turn, METH_O, "_wait_turn(stop: bytearray) -> got, by a thread for a task."},
@@ -754,9 +754,9 @@ static PyObject *native_task_enter(PyObject *module, PyObject *const *args, Py_s
     int rc;
     if (Py_TYPE(lock) == state->mutex_type) {
         Label method = label_of(PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1]));
-        rc = task_take((Mutex *)lock, state, args[0], &method);
+        rc = task_take((Mutex *)lock, state, args[0], &method, 1);
     } else {
-        PyObject *taken = PyObject_CallMethod(lock, "_task_take", "OO", args[0], args[1]);
+        PyObject *taken = PyObject_CallMethod(lock, "_task_take", "OOO", args[0], args[1], Py_True);
         rc = taken ? PyObject_IsTrue(taken) : -1;
         Py_XDECREF(taken);
     }

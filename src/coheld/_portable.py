@@ -60,7 +60,7 @@ def lock_of(obj: object, /) -> Any:
 def task_enter(obj: object, method: bytes, /) -> Any:
     """Its lock, which the running task has taken; None: it is not free."""
     lock = lock_of(obj)
-    return lock if lock._task_take(obj, method) else None
+    return lock if lock._task_take(obj, method, True) else None
 
 
 def generation() -> int:

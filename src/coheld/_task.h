@@ -107,6 +107,7 @@ static int __attribute__((noinline)) task_is_current(Mutex *self, const PyThread
 /* Does the running task own it? */
 static inline int task_mine(Mutex *self, Cell *c) {
     if (LIKELY(!task_owns(self, c))) return 0;
+    if (UNLIKELY(!me.tid)) find_myself();
     const PyThreadState *thread = PyThreadState_Get();
     if (LOAD(&self->step_thread) == me.nonce && LOAD(&self->step) == thread->context_ver) return 1;
     return task_is_current(self, thread);

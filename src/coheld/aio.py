@@ -116,9 +116,10 @@ async def _take_in_time(obj: object, method: bytes, seconds: float) -> Any:
 
 
 async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
-    if lock._task_take(obj, method):
+    patient = deadline > monotonic()
+    if lock._task_take(obj, method, patient):
         return True
-    if deadline <= monotonic() or not await lookout.turn(lock, method, deadline):
+    if not patient or not await lookout.turn(lock, method, deadline):
         return False
     try:
         if lock.flags & native.RECOVERING:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Self, TypeVar, overload
 from . import mutex as _mutex
 from . import native, state
 from .backends.base import Handle
-from .errors import CoheldError, NotInitializedError, NotLockedError, NotOwnerError
+from .errors import CoheldError, DeadlockError, NotInitializedError, NotLockedError, NotOwnerError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -192,12 +192,15 @@ def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = No
     None: for ever.
 
     Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.
-    DeadlockError: inside of an atomic call that has changed something.  IncompatibleError: on a lock of files.
+    DeadlockError: inside of an atomic call that has changed something, or for a task, whose loop it would block: see
+    coheld.aio.wait_for.  IncompatibleError: on a lock of files.
     """
     lock: Handle = native.lock_of(obj)
     native.LockedMethod(id, timeout, b"")  # a bad timeout raises
     if not (lock.attached and lock._mine()):
         raise NotLockedError(f"{lock.label}: wait_for is for who holds the lock", resource=lock.label)
+    if lock.task is not None:
+        raise DeadlockError(f"{lock.label}: a task holds it: await coheld.aio.wait_for(…)", resource=lock.label)
     return lock.wait_for(obj, predicate, timeout)
 
 

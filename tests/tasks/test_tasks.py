@@ -4,6 +4,7 @@ import asyncio
 import gc
 import inspect
 import os
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -16,7 +17,7 @@ import pytest
 import coheld
 from coheld import DeadlockError, IncompatibleError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
 from coheld.backends import file, shm
-from support import delays, procs, states
+from support import delays, effort, procs, states
 from support.exclusion import Exclusion
 
 
@@ -175,6 +176,33 @@ def count_in_calls(link: procs.Link, bed: Bed, exclusion: Exclusion, rounds: int
     for _ in range(4 * rounds):
         with bed, exclusion.inside(number):
             pass
+
+
+def ask_again_at_once(link: procs.Link, bed: Bed) -> None:
+    async def main() -> None:
+        async with bed:
+            link.say("holding")
+        while True:
+            async with bed:
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_task_that_asks_again_at_once_lets_those_pass_who_wait_elsewhere() -> None:
+    bed = Bed()
+
+    async def main() -> None:
+        for number in range(20):
+            await asyncio.wait_for(bed.work(number), delays.LONG)
+            await asyncio.to_thread(bed.look)
+
+    with procs.start(ask_again_at_once, bed, method="fork") as hog:
+        hog.expect("holding")
+        asyncio.run(main())
+        hog.kill()
+    assert bed.acquire(timeout=delays.LONG)
+    bed.release()
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
@@ -364,6 +392,43 @@ def test_tasks_and_calls_of_several_processes_exclude_each_other(method: str, tm
     exclusion.check(3 * 4 * rounds)
 
 
+def count_for_ever(link: procs.Link, bed: Bed, exclusion: Exclusion, number: int) -> None:
+    async def one() -> None:
+        while True:
+            async with bed:
+                with exclusion.inside(number):
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        link.say("begun")
+        await asyncio.gather(one(), one())
+
+    asyncio.run(main())
+
+
+@pytest.mark.hang_limit(2 * delays.HANG)
+def test_processes_killed_at_any_moment_strand_nobody_and_never_overlap(tmp_path: Path, rng: random.Random) -> None:
+    bed, exclusion, kills = Bed(), Exclusion(tmp_path), effort.rounds(60)
+    for _ in range(kills):
+        with (
+            procs.start(count_for_ever, bed, exclusion, 1) as one,
+            procs.start(count_for_ever, bed, exclusion, 2) as two,
+        ):
+            one.expect("begun")
+            two.expect("begun")
+            time.sleep(rng.uniform(0, 0.01))  # any moment of its calls
+            one.kill()
+            before = exclusion.counted
+            states.wait_until(lambda before=before: exclusion.counted > before + 5, "the other goes on")
+            two.kill()
+        assert bed.acquire(timeout=delays.LONG)
+        with exclusion.inside(3):
+            pass
+        bed.release()
+    exclusion.check(deaths=2 * kills)
+
+
 # ---- the loop -------------------------------------------------------------------------------------------------------
 
 
@@ -508,6 +573,9 @@ def test_wait_for_gives_up_all_levels_and_takes_them_back_also_when_it_is_cancel
             await second
         with pytest.raises(NotLockedError):
             await aio.wait_for(belt, lambda: True)
+        async with belt:
+            with pytest.raises(DeadlockError, match=r"aio\.wait_for"):
+                coheld.wait_for(belt, lambda: True)
         assert free(belt)
 
     run(main)

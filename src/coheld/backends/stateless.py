@@ -27,7 +27,7 @@ class Stateless:
         remedy = f"which does not run here: {native.missing}" if native.missing else "which is the backend shm:"
         raise IncompatibleError(f"{label} is a lock of files: {what} needs the native mutex, {remedy}", resource=label)
 
-    def _task_take(self, _obj: object, _method: bytes) -> NoReturn:
+    def _task_take(self, _obj: object, _method: bytes, _patient: bool) -> NoReturn:
         self._refuse_stateless("a task that is to own it")
 
     def _commit(self) -> None:
