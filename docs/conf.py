@@ -16,7 +16,9 @@ exclude_patterns = ["_build"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
-nitpick_ignore = [("py:class", name) for name in ("coheld.lockable.F", "coheld.lockable.T", "coheld.state.T", "coheld.aio.T")]
+nitpick_ignore = [
+    ("py:class", name) for name in ("coheld.lockable.F", "coheld.lockable.T", "coheld.state.T", "coheld.aio.T")
+]
 nitpick_ignore += [("py:class", "collections.abc.Callable")]
 
 html_theme = "furo"
