@@ -161,7 +161,8 @@ class Machine(stateful.RuleBasedStateMachine):
 
 
 def run(machine: type[Machine], examples: int, batch: int = 0) -> None:
-    """The seed of the run, and the batch, decide what is tried. What fails is shown as it was found: to shrink it takes minutes."""
+    """The seed of the run, and the batch, decide what is tried. What fails is shown as it was found: to shrink it takes
+    minutes."""
     settings = hypothesis.settings(
         max_examples=examples,
         stateful_step_count=30,
