@@ -1,4 +1,4 @@
-"""Share an object between threads and processes: one caller at a time, and nobody hangs when a holder is killed.
+"""Share an object between threads, tasks and processes: one caller at a time, and nobody hangs when a holder is killed.
 
     errors.py      every exception
     process.py     what the system says of a process: does it live, since when, what does it run
@@ -8,15 +8,17 @@
     _lock.h        the robust mutex, in plain C, with its states
     _segment.h     mapped files of cells, in plain C
     _state.h       shared state in plain words: its states, its cache, the commit
-    _native.c      the Python types over them, and the fast path of a locked call; _field.h, _locked.h, _shared.h: parts
-                   of it, for shared fields, locked methods, guards
+    _native.c      the Python types over them, and the fast path of a locked call; parts of it: _lockable.h, _field.h,
+                   _locked.h for Lockable, shared fields and locked methods, _shared.h guards, _task.h and _entrust.h
+                   tasks as owners
     _portable.py   the same types in Python, for where there is no extension
     native.py      the one or the other, as all others import it
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
-                   said and done off the fast path; monitor.py guards and atomic calls; files.py the directory; shm.py
-                   shared memory, with sweeping.py and leaving.py for its end; file.py locks that files guard, with
+                   said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
+                   as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory, with sweeping.py and leaving.py for its end; file.py locks that files guard, with
                    polled.py, claims.py and record.py for how
     state/         shared(): fields, their encoding, files, growth; snapshot
+    aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     inspecting.py  holder and statistics
@@ -25,6 +27,9 @@
 
 Each imports only what stands above it.
 """
+
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 from ._version import __version__
 from .errors import (
@@ -73,3 +78,10 @@ for _name in __all__:
     if isinstance(_public, type) or callable(_public):
         _public.__module__ = __name__  # so that tracebacks and pickles show the public name
 del _name, _public
+
+
+def __getattr__(name: str) -> _Any:
+    """coheld.aio, where it is used: it imports asyncio, which takes longer than all of this."""
+    if name == "aio":
+        return _import_module(f"{__name__}.aio")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

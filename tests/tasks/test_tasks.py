@@ -590,6 +590,13 @@ def test_it_is_a_coroutine_function_with_all_that_the_function_has() -> None:
     assert Bed.work.__qualname__ == "Bed.work"
 
 
+def test_aio_is_there_where_it_is_used_and_not_before() -> None:
+    asked = "import sys, coheld; print('asyncio' in sys.modules, coheld.aio.acquire.__name__, 'asyncio' in sys.modules)"
+    assert procs.run(asked).split() == ["False", "acquire", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        coheld.other  # noqa: B018
+
+
 def test_on_locks_of_files_it_is_refused_as_they_declare() -> None:
     async def main() -> None:
         bed = Bed(lock_name="bed", lock_backend="file:")
