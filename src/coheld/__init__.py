@@ -15,8 +15,9 @@
     native.py      the one or the other, as all others import it
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
-                   as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory, with sweeping.py and leaving.py for its end; file.py locks that files guard, with
-                   polled.py, claims.py and record.py for how
+                   as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
+                   with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
+                   claims.py and record.py for how
     state/         shared(): fields, their encoding, files, growth; snapshot
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
