@@ -6,13 +6,15 @@
 
 /* ==== 1. View: what Python does with it ==== */
 
-/* View(lock, schema, kinds: bytes): the lock is attached. */
+/* View(lock, schema, kinds: bytes, limit): the lock is attached. */
 static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     PyObject *module = PyType_GetModuleByDef(type, &module_def), *lock, *schema;
     State *state = module ? PyModule_GetState(module) : NULL;
     const char *kinds;
     Py_ssize_t size;
-    if (!state || !PyArg_ParseTuple(args, "O!Oy#:View", state->mutex_base, &lock, &schema, &kinds, &size)) return NULL;
+    unsigned long long limit;
+    if (!state || !PyArg_ParseTuple(args, "O!Oy#K:View", state->mutex_base, &lock, &schema, &kinds, &size, &limit))
+        return NULL;
     if (!((Mutex *)lock)->cell) return not_attached();
     View *self = (View *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -21,6 +23,7 @@ static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
     self->segment = Py_NewRef(((Mutex *)lock)->segment);
     self->schema = Py_NewRef(schema);
     self->count = size;
+    self->limit = limit;
     self->inside = PyMem_Calloc(2 * count + 1, sizeof(Seen));
     self->kinds = PyMem_Calloc(2 * count + 1, 1);
     if (!self->inside || !self->kinds) {
@@ -224,7 +227,7 @@ static PyMethodDef view_methods[] = {
 };
 
 static PyType_Slot view_slots[] = {
-    {Py_tp_doc, "View(lock, schema, kinds): what this process knows of the state of a resource."},
+    {Py_tp_doc, "View(lock, schema, kinds, limit): what this process knows of the state of a resource."},
     {Py_tp_dealloc, view_dealloc},
     {Py_tp_traverse, view_traverse},
     {Py_tp_clear, view_clear},

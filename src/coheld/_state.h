@@ -199,6 +199,7 @@ typedef struct {
     Seen *inside, *outside;
     Mapped in, out; /* the owner's, and the readers' */
     uint64_t word;  /* inside is of this */
+    uint64_t limit; /* of the encodings of all fields, bytes: max_state */
 } View;
 
 static inline uint64_t view_word(const View *v) { return __atomic_load_n(&v->cell->version, __ATOMIC_ACQUIRE); }
@@ -285,6 +286,7 @@ static int commit_short(View *v) {
     uint64_t word = LOAD(&v->cell->version), next = word + 1;
     Entry *live = v->in.slots[word & 1], *spare = v->in.slots[next & 1];
     int changed = 0;
+    uint64_t size = 0;
     if (!live || GENERATION(word) != v->in.generation) return 0;
     __atomic_thread_fence(__ATOMIC_RELEASE); /* behind the store of the present word, before the slot is overwritten */
     memcpy(spare, live, (size_t)v->count * sizeof(Entry));
@@ -296,6 +298,8 @@ static int commit_short(View *v) {
         spare[i] = e;
         changed = 1;
     }
+    for (Py_ssize_t i = 0; i < v->count; i++) size += spare[i].length;
+    if (changed && size > v->limit) return 0; /* Python says so */
     if (changed) {
         __atomic_store_n(&v->cell->version, next, __ATOMIC_RELEASE);
         v->word = next;

@@ -88,6 +88,24 @@ def test_the_limit_keeps_the_last_commit() -> None:
     assert small.number == 2
 
 
+class Notes(Lockable, max_state=20):
+    one: str = shared("")
+    two: str = shared("")
+
+
+def test_the_limit_is_exact_for_short_values_too() -> None:
+    notes = Notes()
+    with notes:
+        notes.one = notes.two = "123456789"  # and a byte before each
+    with pytest.raises(StateError, match=r"21 bytes, and may have 20"), notes:
+        notes.two = "1234567890"
+    assert notes.two == "123456789"
+    with notes:
+        notes.two = "12345678"
+        notes.one = "1234567890"
+    assert len(notes.one + notes.two) == 18
+
+
 def test_the_limit_is_64_mib_unless_the_class_says_otherwise() -> None:
     big = Big()
     with pytest.raises(StateError, match="67,108,864"), big:

@@ -30,7 +30,7 @@ class View(native.View):
     schema: Schema
 
     def __new__(cls, lock: Handle, schema: Schema, siblings: list[View]) -> Self:
-        return super().__new__(cls, lock, schema, schema.kinds)
+        return super().__new__(cls, lock, schema, schema.kinds, schema.max_state)
 
     def __init__(self, lock: Handle, schema: Schema, siblings: list[View]) -> None:
         self.siblings = siblings  # all of the lock's: one that was replaced may still be read from
