@@ -5,12 +5,6 @@
 
 /* ==== 1. Take and give ==== */
 
-static Label label_of(const char *text, Py_ssize_t size) {
-    Label label = {{0}};
-    memcpy(label.text, text, (size_t)(size < LABEL_SIZE ? size : LABEL_SIZE));
-    return label;
-}
-
 static int task_takes(Mutex *self, PyObject *task, PyObject *obj, const Label *method, int patient) {
     Cell *c = cell_of(self);
     if (UNLIKELY(self->queued) && !(c && cell_tasked(c) && task_mine(self, c))) return 0;
@@ -69,12 +63,14 @@ static PyObject *mutex_task_deepen(Mutex *self, PyObject *arg) {
 
 /* ==== 2. In the stead of a task ==== */
 
-/* _wait_turn(stop: bytearray) -> got: blocks the calling thread until it holds the lock, or somebody sets the byte and
- * nudges. */
-static PyObject *mutex_wait_turn(Mutex *self, PyObject *stop) {
+/* _wait_turn(stop: bytearray, reads) -> got: blocks the calling thread until it holds the lock, or somebody sets the byte
+ * and nudges.  reads: it is to count a reader in, and others may read. */
+static PyObject *mutex_wait_turn(Mutex *self, PyObject *args) {
+    PyObject *stop;
+    int reads;
     Py_buffer byte;
-    if (PyObject_GetBuffer(stop, &byte, PyBUF_SIMPLE)) return NULL;
-    int rc = mutex_acquire_or_stop(self, NULL, &no_label, FOREVER, byte.buf);
+    if (!PyArg_ParseTuple(args, "Op:_wait_turn", &stop, &reads) || PyObject_GetBuffer(stop, &byte, PyBUF_SIMPLE)) return NULL;
+    int rc = mutex_acquire_or_stop(self, NULL, &no_label, FOREVER, byte.buf, reads);
     PyBuffer_Release(&byte);
     return rc < 0 ? NULL : PyBool_FromLong(rc);
 }

@@ -19,7 +19,8 @@
  *   flags           RECOVERING: an owner died, __recover__ has not returned since.  REMOVED: this cell is no longer
  *                   what its name means, attach anew.  CREATED: __create__ has returned.  WARDED: a process works on
  *                   behalf of the owner, and must be gone before another's body runs.  GUARDED: somebody may be waiting
- *                   for a guard, tell them at the next release.  TASKED: a task owns.  Every change of them is one atomic
+ *                   for a guard, tell them at the next release.  TASKED: a task owns.  READERS: there have been reading
+ *                   calls, see _register.h.  Every change of them is one atomic
  *                   step; by the owner only, but for TASKED, which is set by the thread that holds the mutex.
  *   task words      who (process) and nonce of the owning task; the futex counts the releases by tasks.  See below.
  *   epoch           counts the releases that found GUARDED; who waits for a guard sleeps on it.  Written by the owner.
@@ -118,7 +119,7 @@ static const uint64_t SLICE = 1000 * MS; /* no sleep is longer; in a queue that 
 
 static const uint64_t TASK_SLICE = 20 * MS; /* of a sleep behind a task: no kernel says that its process has died */
 
-enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8, GUARDED = 16, TASKED = 32 };
+enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8, GUARDED = 16, TASKED = 32, READERS = 64 };
 enum { TASK_GONE = 1, TASK_LEAVING = 2, TASK_STEP = 4 }; /* of the nonce */
 
 typedef struct {

@@ -15,6 +15,7 @@ typedef struct {
     PyObject *timeout; /* as given, seconds or None */
     PyObject *guard;   /* or None */
     char atomic;
+    char exclusive;
     PyObject *dict; /* PyObject_GenericGetDict and _GenericSetDict lock the object */
     PyObject *weakrefs;
     uint64_t timeout_ns;
@@ -88,26 +89,71 @@ static PyObject *locked_call(LockedMethod *self, PyObject *const *args, size_t n
     return result;
 }
 
+/* lock._read(…) of another backend's lock, which says how to end it; NULL as of thread_reads.  A new reference. */
+static PyObject *read_by_name(PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {
+    PyObject *seconds = timeout == FOREVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)timeout / 1e9);
+    PyObject *how = seconds ? PyObject_CallMethod(lock, "_thread_reads", "(ONN)", obj, label_text(method), seconds) : NULL;
+    if (how == Py_None) Py_CLEAR(how);
+    return how;
+}
+
+/* how.leave(), with the exception that is there already kept. */
+static int leave_by_name(PyObject *how) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    int rc = call_hook(how, "leave", NULL);
+    restore_before(type, error, trace);
+    return rc < 0 ? -1 : 0;
+}
+
+/* As locked_call, together with others that read. */
+static PyObject *reading_call(LockedMethod *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+    if (UNLIKELY(!PyVectorcall_NARGS(nargsf)))
+        return PyErr_Format(PyExc_TypeError, "%R must be called with its instance as the first argument", self);
+    PyObject *obj = args[0], *result = NULL, *how;
+    PyObject *lock = lock_of(self->state, obj);
+    if (UNLIKELY(!lock)) return NULL;
+    int native = Py_TYPE(lock) == self->state->mutex_type;
+    how = native ? Py_XNewRef(thread_reads((Mutex *)lock, obj, &self->label, self->timeout_ns))
+                 : read_by_name(lock, obj, &self->label, self->timeout_ns);
+    if (LIKELY(how != NULL)) {
+        result = PyObject_Vectorcall(self->func, args, nargsf, kwnames);
+        if (how == lock) {
+            if (lock_give(self->state, lock)) Py_CLEAR(result);
+        } else if (native) {
+            thread_has_read((Mutex *)lock, (Register *)how);
+        } else if (leave_by_name(how)) {
+            Py_CLEAR(result);
+        }
+        Py_DECREF(how);
+    } else if (!PyErr_Occurred()) {
+        call_hook(lock, "_timed_out", self->timeout);
+    }
+    Py_DECREF(lock);
+    return result;
+}
+
 /* ==== 2. The type ==== */
 
-/* LockedMethod(func, timeout, label: bytes, guard=None, atomic=False) */
+/* LockedMethod(func, timeout, label: bytes, guard=None, atomic=False, exclusive=True) */
 static PyObject *locked_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     PyObject *func, *timeout, *guard = Py_None;
-    int atomic = 0;
+    int atomic = 0, exclusive = 1;
     const char *label;
     Py_ssize_t size;
     uint64_t ns;
-    if (!PyArg_ParseTuple(args, "OOy#|Op:LockedMethod", &func, &timeout, &label, &size, &guard, &atomic)
+    if (!PyArg_ParseTuple(args, "OOy#|Opp:LockedMethod", &func, &timeout, &label, &size, &guard, &atomic, &exclusive)
         || parse_timeout(timeout, &ns))
         return NULL;
     LockedMethod *self = (LockedMethod *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    self->vectorcall = (vectorcallfunc)locked_call;
+    self->vectorcall = (vectorcallfunc)(exclusive ? locked_call : reading_call);
     self->state = PyType_GetModuleState(type);
     self->func = Py_NewRef(func);
     self->timeout = Py_NewRef(timeout);
     self->guard = Py_NewRef(guard);
     self->atomic = (char)atomic;
+    self->exclusive = (char)exclusive;
     self->timeout_ns = ns;
     memcpy(self->label.text, label, (size_t)(size < LABEL_SIZE ? size : LABEL_SIZE));
     return (PyObject *)self;
@@ -167,6 +213,7 @@ static PyMemberDef locked_members[] = {
     {"timeout", T_OBJECT, offsetof(LockedMethod, timeout), READONLY, "Seconds to wait for the lock, or None."},
     {"when", T_OBJECT, offsetof(LockedMethod, guard), READONLY, "What must hold before the call, or None."},
     {"atomic", T_BOOL, offsetof(LockedMethod, atomic), READONLY, "Does an exception undo what the call changed?"},
+    {"exclusive", T_BOOL, offsetof(LockedMethod, exclusive), READONLY, "Alone, or together with others that read?"},
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(LockedMethod, vectorcall), READONLY, NULL},
     {"__dictoffset__", T_PYSSIZET, offsetof(LockedMethod, dict), READONLY, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(LockedMethod, weakrefs), READONLY, NULL},

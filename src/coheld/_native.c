@@ -13,6 +13,7 @@
 
 #include "_segment.h"
 #include "_state.h"
+#include "_register.h"
 
 /* ==== 2. Module state and small helpers ==== */
 
@@ -22,6 +23,7 @@ typedef struct {
     PyObject *segment_type;
     PyObject *mutex_base;      /* the C type */
     PyObject *view_type;
+    PyObject *register_type;
     PyTypeObject *mutex_type;  /* its subclass in backends/shm.py, whose calls go the short way */
     PyTypeObject *handle_type; /* the base of what a locked call accepts: locks of other backends are called by name */
     PyObject *not_initialized; /* function(obj): raises */
@@ -214,6 +216,7 @@ typedef struct {
     int atomic;           /* how many atomic calls it is in */
     char guarding;        /* it is in a guard, and may not write */
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
+    Register *readers;    /* of the cell; NULL: not opened yet.  Atomic; one that is replaced is never freed */
     PyObject *task;       /* weak reference to the owning task, or to the last; under the handle's critical section */
     char queued;          /* tasks of this process wait for it in a queue.  Under the guard of that, see lookout.py */
     uint64_t task_nonce;  /* of the same.  Atomic */
@@ -235,6 +238,7 @@ static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
     STORE(&self->offset, offset);
     __atomic_store_n(&self->segment, (Segment *)Py_NewRef(segment), __ATOMIC_RELEASE);
     __atomic_store_n(&self->view, NULL, __ATOMIC_RELEASE); /* of the cell before: stays, for the same reason */
+    __atomic_store_n(&self->readers, NULL, __ATOMIC_RELEASE);
     __atomic_store_n(&self->cell, c, __ATOMIC_RELEASE);
     return 0;
 }
@@ -260,12 +264,14 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     return NULL;
 }
 
-/* The file of the state goes before its cell is somebody else's.  What is raised here is nobody's. */
-static void mutex_drop_state(Mutex *self) {
+/* The files beside a cell go before that is somebody else's.  What is raised here is nobody's. */
+static void mutex_drop_files(Mutex *self) {
     PyObject *type, *error, *trace;
-    if (!self->view || !LOAD(&self->cell->version)) return;
+    int stated = self->view && LOAD(&self->cell->version);
+    if (!stated && !self->readers) return;
     PyErr_Fetch(&type, &error, &trace);
-    if (hook_of(self->view, "_unlink", "()")) PyErr_WriteUnraisable((PyObject *)self->view);
+    if (stated && hook_of(self->view, "_unlink", "()")) PyErr_WriteUnraisable((PyObject *)self->view);
+    if (self->readers && call_hook(self->readers, "unlink", NULL) < 0) PyErr_WriteUnraisable((PyObject *)self->readers);
     PyErr_Restore(type, error, trace);
 }
 
@@ -279,12 +285,13 @@ static void mutex_dealloc(Mutex *self) {
         if (word_load(c) & FUTEX_TID_MASK) {
             if (LOAD(&c->owner.who) == LOAD(&process.who)) Py_INCREF(self->segment);
         } else if (self->forks == LOAD(&process.forks) && !self->shared) {
-            mutex_drop_state(self);
+            mutex_drop_files(self);
             __atomic_store_n(word_of(c), 0, __ATOMIC_RELEASE); /* the death of an owner before is no news to the next */
             area_give_back(&self->segment->area, c);
         }
     }
     Py_XDECREF(self->view);
+    Py_XDECREF(self->readers);
     Py_XDECREF(self->segment);
     Py_XDECREF(self->resource);
     Py_XDECREF(self->task);
@@ -361,6 +368,12 @@ static int mutex_wait(Mutex *self, Cell *c, uint64_t deadline, const char *stop,
     return rc;
 }
 
+static Label label_of(const char *text, Py_ssize_t size) {
+    Label label = {{0}};
+    memcpy(label.text, text, (size_t)(size < LABEL_SIZE ? size : LABEL_SIZE));
+    return label;
+}
+
 static PyObject *label_text(const Label *label) {
     Label copy = *label;
     return PyUnicode_DecodeUTF8(copy.text, (Py_ssize_t)strnlen(copy.text, LABEL_SIZE), "ignore");
@@ -373,6 +386,8 @@ static PyObject *record_tuple(const Record *r) {
                          LOAD(&r->tid), label_text(&r->method));
 }
 
+#include "_reading.h"
+
 /* A hook that the owner calls.  What it returns, or -1: it raised, or it forked and we are the child. */
 static int settle_by(Mutex *self, Cell *c, const char *name, PyObject *arg) {
     int rc = arg ? call_hook(self, name, arg) : -1;
@@ -382,12 +397,14 @@ static int settle_by(Mutex *self, Cell *c, const char *name, PyObject *arg) {
 }
 
 /* The rare duties of a new owner: 1, go on; 0, the cell is retired and left, begin again; -1, raised and left;
- * ETIMEDOUT, left: who worked on behalf of a dead owner is still there. */
-static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead, uint64_t deadline) {
+ * ETIMEDOUT, left: who worked on behalf of a dead owner is still there, or somebody reads. */
+static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead, uint64_t deadline, const char *stop,
+                        int reads) {
+    int rc;
     if (!obj) obj = Py_None;
     if (dead) {
         PyObject *who = record_tuple(dead);
-        int rc = settle_by(self, c, "_owner_died", who);
+        rc = settle_by(self, c, "_owner_died", who);
         Py_XDECREF(who);
         if (rc < 0) goto failed;
     }
@@ -414,6 +431,13 @@ static int mutex_settle(Mutex *self, Cell *c, PyObject *obj, const Record *dead,
         Py_XDECREF(left);
         return attached < 0 ? -1 : 0;
     }
+    if (LOAD(&c->flags) & READERS && (!reads || LOAD(&c->flags) & RECOVERING)) {
+        if ((rc = await_readers(self, c, deadline, stop)) < 0) goto failed;
+        if (rc) {
+            mutex_abandon(self, c);
+            return ETIMEDOUT;
+        }
+    }
     if (LOAD(&c->flags) & RECOVERING && settle_by(self, c, "_recover", obj) < 0) goto failed;
     return 1;
 failed:
@@ -421,8 +445,9 @@ failed:
     return -1;
 }
 
-/* As mutex_acquire. */
-static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout, const char *stop) {
+/* As mutex_acquire.  reads: to count a reader in, with the others who read. */
+static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout, const char *stop,
+                                 int reads) {
     uint64_t deadline = 0;
     for (;;) {
         Cell *c = cell_of(self);
@@ -446,6 +471,7 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
                 if (!(word_load(c) & FUTEX_TID_MASK)) continue;
             }
             if (!timeout) return 0;
+            if (UNLIKELY(self->readers != NULL) && refuse_to_wait(self)) return -1;
             if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
             rc = cell_spin(c, &dead);
             if (rc == EBUSY) rc = mutex_wait(self, c, deadline, stop, &dead);
@@ -458,17 +484,17 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
         cell_begin(c, method);
         self->atomic = self->guarding = 0;
         if (UNLIKELY(self->pending != NULL)) mutex_discard(self); /* of a thread that ended here, or before the fork */
-        if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED | WARDED)) && LOAD(&c->since) < LOAD(&self->next_check)))
+        if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED | WARDED | READERS)) && LOAD(&c->since) < LOAD(&self->next_check)))
             return 1;
         if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
-        rc = mutex_settle(self, c, obj, rc ? &dead : NULL, deadline);
+        rc = mutex_settle(self, c, obj, rc ? &dead : NULL, deadline, stop, reads);
         if (rc) return rc == ETIMEDOUT ? 0 : rc;
     }
 }
 
 /* 1: held.  0: not within the time.  -1: raised, not held.  obj: whose __recover__ may run; NULL: nobody's. */
 static inline int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
-    return mutex_acquire_or_stop(self, obj, method, timeout, NULL);
+    return mutex_acquire_or_stop(self, obj, method, timeout, NULL, 0);
 }
 
 /* The changes so far become the last commit.  0, or -1: raised, the last commit stands.  An exception that is there
@@ -648,9 +674,12 @@ static PyMethodDef mutex_methods[] = {
     {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method, patient) -> got, for the running task."},
     {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},
     {"_task_deepen", (PyCFunction)mutex_task_deepen, METH_O, "_task_deepen(levels): the running task has so many more."},
-    {"_wait_turn", (PyCFunction)mutex_wait_turn, METH_O, "_wait_turn(stop: bytearray) -> got, by a thread for a task."},
+    {"_wait_turn", (PyCFunction)mutex_wait_turn, METH_VARARGS, "_wait_turn(stop, reads) -> got, by a thread for a task."},
     {"_entrust", (PyCFunction)mutex_py_entrust, METH_VARARGS, "_entrust(task, tid, method): what the thread has is its."},
     {"_nudge", (PyCFunction)mutex_nudge, METH_NOARGS, "_nudge(): all that wait look again."},
+    {"_read", (PyCFunction)mutex_py_read, METH_VARARGS, "_read(obj, method, again) -> how a task is in, or None."},
+    {"_read_on", (PyCFunction)mutex_read_on, METH_NOARGS, "_read_on() -> register: the owner counts a reader in."},
+    {"_keep_register", (PyCFunction)mutex_keep_register, METH_O, "_keep_register(register): that of its readers."},
     {"_task_bury", (PyCFunction)mutex_task_bury, METH_O, "_task_bury(task): if that owned it, it is gone."},
     {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
     {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},
@@ -671,6 +700,7 @@ static PyMemberDef mutex_members[] = {
 
 static PyGetSetDef mutex_getset[] = {
     {"task", (getter)mutex_get_task, NULL, "The task of this process that owns it, or None.", NULL},
+    {"readers", (getter)mutex_get_readers, NULL, "The register of its readers, or None: not opened here.", NULL},
     {"version", (getter)mutex_get_version, NULL, "The word of the shared state; 0: none was committed.", NULL},
     {"pending", (getter)mutex_get_pending, NULL, "Has the owner touched what may be changed now?", NULL},
     {"view", (getter)mutex_get_view, NULL, "The View of the shared state, or None.", NULL},
@@ -787,15 +817,17 @@ static int module_exec(PyObject *module) {
         && (state->segment_type = PyType_FromModuleAndSpec(module, &segment_spec, NULL))
         && (state->mutex_base = PyType_FromModuleAndSpec(module, &mutex_spec, NULL))
         && (state->view_type = PyType_FromModuleAndSpec(module, &view_spec, NULL))
+        && (state->register_type = PyType_FromModuleAndSpec(module, &register_spec, NULL))
         && (field = PyType_FromModuleAndSpec(module, &field_spec, NULL))
         && (base = PyType_FromModuleAndSpec(module, &base_spec, NULL))
         && (locked = PyType_FromModuleAndSpec(module, &locked_spec, NULL))
         && !PyModule_AddType(module, (PyTypeObject *)state->segment_type)
         && !PyModule_AddType(module, (PyTypeObject *)state->mutex_base)
+        && !PyModule_AddType(module, (PyTypeObject *)state->register_type)
         && !PyModule_AddType(module, (PyTypeObject *)state->view_type) && !PyModule_AddType(module, (PyTypeObject *)field)
         && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
         && !PyModule_AddIntMacro(module, RECOVERING) && !PyModule_AddIntMacro(module, REMOVED)
-        && !PyModule_AddIntMacro(module, TASKED)
+        && !PyModule_AddIntMacro(module, TASKED) && !PyModule_AddIntMacro(module, READERS)
         && !PyModule_AddIntMacro(module, WARDED) && !PyModule_AddIntMacro(module, GUARDED)
         && !PyModule_AddIntMacro(module, CREATED) && !PyModule_AddIntMacro(module, CELL_SIZE)
         && !PyModule_AddIntMacro(module, HEADER_SIZE) && !PyModule_AddIntMacro(module, LAYOUT_VERSION)
@@ -812,6 +844,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->segment_type);
     Py_VISIT(state->mutex_base);
     Py_VISIT(state->view_type);
+    Py_VISIT(state->register_type);
     Py_VISIT(state->mutex_type);
     Py_VISIT(state->handle_type);
     Py_VISIT(state->not_initialized);
@@ -824,6 +857,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->segment_type);
     Py_CLEAR(state->mutex_base);
     Py_CLEAR(state->view_type);
+    Py_CLEAR(state->register_type);
     Py_CLEAR(state->mutex_type);
     Py_CLEAR(state->handle_type);
     Py_CLEAR(state->not_initialized);

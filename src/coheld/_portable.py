@@ -118,11 +118,16 @@ class LockedMethod:
     claim to be a function: what ships functions by value would then ship the method without its lock.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_atomic", "_func", "_guard", "_label", "_timeout", "_wait")
+    __slots__ = (
+        *("__dict__", "__weakref__"),
+        *("_atomic", "_exclusive", "_func", "_guard", "_label", "_timeout", "_wait"),
+    )
 
-    def __init__(self, func: Any, timeout: Any, label: bytes, guard: Any = None, atomic: bool = False, /) -> None:
+    def __init__(
+        self, func: Any, timeout: Any, label: bytes, guard: Any = None, atomic: bool = False, exclusive: bool = True, /
+    ) -> None:
         wait = seconds_of(timeout)
-        self._guard, self._atomic = guard, atomic
+        self._guard, self._atomic, self._exclusive = guard, atomic, exclusive
         self._func, self._timeout, self._label = func, timeout, label.decode(errors="ignore")
         self._wait = None if wait == FOREVER else wait
 
@@ -141,10 +146,17 @@ class LockedMethod:
         """Does an exception undo what the call changed? There is no shared field here that it could have changed."""
         return self._atomic
 
+    @property
+    def exclusive(self) -> bool:
+        """Alone, or together with others that read?"""
+        return self._exclusive
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if not args:
             raise TypeError(f"{self!r} must be called with its instance as the first argument")
         lock = lock_of(args[0])
+        if not self._exclusive:
+            return self._read(lock, *args, **kwargs)
         deadline = FOREVER if self._wait is None else monotonic() + self._wait
         if not lock._take(args[0], self._label, self._wait):
             lock._timed_out(self._timeout)
@@ -158,6 +170,15 @@ class LockedMethod:
             raise
         lock.release()
         return result
+
+    def _read(self, lock: Any, /, *args: Any, **kwargs: Any) -> Any:
+        how = lock._thread_reads(args[0], self._label, self._wait)
+        if how is None:
+            lock._timed_out(self._timeout)
+        try:
+            return self._func(*args, **kwargs)
+        finally:
+            how.leave()
 
     def __get__(self, obj: object, _type: type | None = None) -> Any:
         return self if obj is None else MethodType(self, obj)

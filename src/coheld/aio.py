@@ -7,7 +7,7 @@ coheld waits in the stead of all tasks of the process that wait for it.
 from __future__ import annotations
 
 import functools
-from asyncio import CancelledError
+from asyncio import CancelledError, current_task
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from . import native, waiting
-from .backends import lookout
+from .backends import lookout, tasking
 from .errors import NotLockedError, NotOwnerError
 from .waiting import FOREVER, seconds_of
 
@@ -65,9 +65,13 @@ def leave(obj: object) -> None:
     native.lock_of(obj)._task_give()
 
 
-def locked(fn: Any, label: bytes, timeout: float | None, when: Callable[[Any], object] | None, atomic: bool) -> Any:
+def locked(
+    fn: Any, label: bytes, timeout: float | None, when: Callable[[Any], object] | None, atomic: bool, exclusive: bool
+) -> Any:
     """What @Lockable.locked makes of a coroutine function: another one."""
     seconds = seconds_of(timeout)
+    if not exclusive:
+        return _reading(fn, label, seconds)
 
     async def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
@@ -97,6 +101,45 @@ def locked(fn: Any, label: bytes, timeout: float | None, when: Callable[[Any], o
     return functools.update_wrapper(careful_call if when is not None or atomic else call, fn)
 
 
+def _reading(fn: Any, label: bytes, seconds: float) -> Any:
+    async def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        lock, task = native.lock_of(self), current_task()
+        how = await _read(lock, self, label, FOREVER if seconds == FOREVER else monotonic() + seconds)
+        if how is None:
+            lock._timed_out(seconds)
+        if how is lock:  # the task has it for itself
+            try:
+                return await fn(self, *args, **kwargs)
+            finally:
+                lock._task_give()
+        readers = tasking.reading.setdefault(lock, tasking.Readers())
+        readers[task] = readers.get(task, 0) + 1
+        try:
+            return await fn(self, *args, **kwargs)
+        finally:
+            readers[task] -= 1
+            if not readers[task]:
+                del readers[task]
+            how.leave()
+
+    return functools.update_wrapper(call, fn)
+
+
+async def _read(lock: Any, obj: object, method: bytes, deadline: float) -> Any:
+    """The register by which the running task is in, or the lock, if it owns that; None: not by the deadline."""
+    if lock._mine() and lock.task is None:
+        lock._stuck()
+    how = lock._read(obj, method, lock._task_reads())
+    while how is None and deadline > monotonic():
+        how = await lookout.turn(lock, method, deadline, reads=True) or None
+        if how is not None and lock.flags & native.RECOVERING:  # that takes the lock itself
+            how.leave()
+            how = None
+            if await _take(lock, obj, method, deadline):
+                lock._task_give()
+    return how
+
+
 async def _atomically(lock: Any, fn: Any, obj: Any, args: Any, kwargs: Any) -> Any:
     saved, succeeded = lock._enter_atomic(), False
     try:
@@ -119,7 +162,11 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
     patient = deadline > monotonic()
     if lock._task_take(obj, method, patient):
         return True
-    if not patient or not await lookout.turn(lock, method, deadline):
+    if not patient:
+        return False
+    if lock._task_reads():
+        lock._reads_itself(True)
+    if not await lookout.turn(lock, method, deadline):
         return False
     try:
         if lock.flags & native.RECOVERING:

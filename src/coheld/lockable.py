@@ -61,19 +61,41 @@ class Lockable(native.LockableBase):
     @overload
     @staticmethod
     def locked(
-        *, timeout: float | None, when: Callable[[Any], object] | None = ..., atomic: bool = ...
+        *,
+        timeout: float | None,
+        when: Callable[[Any], object] | None = ...,
+        atomic: bool = ...,
+        exclusive: bool = ...,
     ) -> Callable[[F], F]: ...
 
     @overload
     @staticmethod
     def locked(
-        *, when: Callable[[Any], object] | None, timeout: float | None = ..., atomic: bool = ...
+        *,
+        when: Callable[[Any], object] | None,
+        timeout: float | None = ...,
+        atomic: bool = ...,
+        exclusive: bool = ...,
     ) -> Callable[[F], F]: ...
 
     @overload
     @staticmethod
     def locked(
-        *, atomic: bool, timeout: float | None = ..., when: Callable[[Any], object] | None = ...
+        *,
+        atomic: bool,
+        timeout: float | None = ...,
+        when: Callable[[Any], object] | None = ...,
+        exclusive: bool = ...,
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    @staticmethod
+    def locked(
+        *,
+        exclusive: bool,
+        timeout: float | None = ...,
+        when: Callable[[Any], object] | None = ...,
+        atomic: bool = ...,
     ) -> Callable[[F], F]: ...
 
     @staticmethod
@@ -90,11 +112,18 @@ class Lockable(native.LockableBase):
 
         atomic: if the method raises, the shared fields are again as they were when it was called.
 
+        exclusive=False: a reading call. Any number of them, of whatever threads, tasks and processes, run together, and
+        never with an exclusive one: for what lies outside of the object, a file or a device (shared fields have
+        coheld.snapshot). An exclusive call waits for the readers of the moment, and later ones wait behind it. A reading
+        call inside of an exclusive one, or of a reading one, is fine; an exclusive call inside of a reading one raises
+        DeadlockError. It does not own the lock: shared fields are read as without it.
+
         A coroutine function becomes another one: the task that awaits it owns the lock, and the loop does not block.
 
         Raises: TypeError: if what is decorated is not a plain function, coroutine function or callable: a generator
         function (its body would run unlocked), a staticmethod, classmethod or property; or if an option is none.
-        DeadlockError: by a call that would block the loop while a task of that loop holds the lock.
+        ValueError: if exclusive=False is given with when or atomic.  DeadlockError: by a call that would block the loop
+        while a task of that loop holds the lock, or reads.
         """
         if not options:
             return _locked(fn)
@@ -154,26 +183,35 @@ def _rebuild(lock: Handle, make: Callable[..., Any], args: tuple[Any, ...]) -> A
     return obj
 
 
-def _locked(fn: Any, timeout: float | None = None, when: Any = None, atomic: bool = False) -> Any:
+def _locked(
+    fn: Any, timeout: float | None = None, when: Any = None, atomic: bool = False, exclusive: bool = True
+) -> Any:
     _refuse(fn)
     name = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition("<locals>.")[2]
     label = name.encode(errors="replace")[-32:]
     if inspect.iscoroutinefunction(_body_of(fn)):
         from . import aio
 
-        return aio.locked(fn, label, timeout, when, atomic)
-    method = native.LockedMethod(fn, timeout, label, when, atomic)
+        return aio.locked(fn, label, timeout, when, atomic, exclusive)
+    method = native.LockedMethod(fn, timeout, label, when, atomic, exclusive)
     return functools.update_wrapper(method, fn)
 
 
-def _check_options(timeout: float | None = None, when: Any = None, atomic: bool = False) -> None:
+def _check_options(
+    timeout: float | None = None, when: Any = None, atomic: bool = False, exclusive: bool = True
+) -> None:
     native.LockedMethod(id, timeout, b"")
     if when is not None and not callable(when):
         raise TypeError(f"when must be a function of the object, not {type(when).__name__}")
     if inspect.iscoroutinefunction(when):
         raise TypeError("when must be a plain function: what a coroutine function returns is always true")
-    if not isinstance(atomic, bool):
-        raise TypeError(f"atomic must be True or False, not {type(atomic).__name__}")
+    for name, option in {"atomic": atomic, "exclusive": exclusive}.items():
+        if not isinstance(option, bool):
+            raise TypeError(f"{name} must be True or False, not {type(option).__name__}")
+    if not exclusive and (atomic or when is not None):
+        raise ValueError(
+            "exclusive=False goes with timeout alone: a reading call changes nothing, and no guard is for it"
+        )
 
 
 def _bind_quietly(schema: Any, lock: Any) -> None:
@@ -235,7 +273,11 @@ def _body_of(fn: Any) -> Any:
 def _reduce_locked(method: Any, protocol: int) -> Any:
     """A locked method pickles by its name, as functions do; by value where functions do."""
     if _pickled_by_value(method):
-        return _locked_again, (method.__wrapped__, method.timeout, method.when, method.atomic), method.__dict__
+        return (
+            _locked_again,
+            (method.__wrapped__, method.timeout, method.when, method.atomic, method.exclusive),
+            method.__dict__,
+        )
     return method.__qualname__
 
 

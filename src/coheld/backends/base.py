@@ -236,6 +236,8 @@ class Handle(Monitor, Tasking, _Half):
         owner = self.owner()
         if owner:
             why = f"held by {owner}"
+        elif readers := self._readers():
+            why = f"read by {readers}"
         elif self.flags & native.WARDED:
             why = "the command of a killed coheld run has not ended yet"
         else:
@@ -246,6 +248,11 @@ class Handle(Monitor, Tasking, _Half):
             owner=owner,
             waited=float(timeout),
         )
+
+    def _readers(self) -> str:
+        """Who is in a reading call now, as messages say it."""
+        counts = self.readers.counts() if self.readers is not None else []
+        return ", ".join(f"process {pid}" + (f" ({count} times)" if count > 1 else "") for pid, _, count in counts[:5])
 
     def _too_deep(self) -> NoReturn:
         raise OverflowError(f"{self.label}: acquired too many times by one thread")

@@ -71,7 +71,7 @@ def header_here(kind: int, name: str = "", *, backend: str, cell_size: int, libc
         libc=libc.encode().ljust(16, b"\0"),
         machine=machine.encode()[:16].ljust(16, b"\0"),
         pid_namespace=_pid_namespace(),
-        boot=_boot_id(),
+        boot=boot_id(),
         kind=kind,
         name=name.encode().ljust(255, b"\0"),
     )
@@ -81,7 +81,7 @@ def _pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino if sys.platform == "linux" else 0
 
 
-def _boot_id() -> bytes:
+def boot_id() -> bytes:
     """Elsewhere than on Linux nothing is written that a reboot makes wrong."""
     if sys.platform != "linux":
         return bytes(36)

@@ -27,17 +27,18 @@ _PATIENCE = 0.2
 
 
 class Turn:
-    """A task's place in a queue."""
+    """A task's place in a queue.  granted: how, or False."""
 
-    __slots__ = ("future", "granted", "key", "loop", "task", "tid", "waits")
+    __slots__ = ("future", "granted", "key", "loop", "reads", "task", "tid", "waits")
 
-    def __init__(self, key: Any) -> None:
+    def __init__(self, key: Any, reads: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
         self.tid = threading.get_native_id()
-        self.future: asyncio.Future[bool] = self.loop.create_future()
-        self.key = key
-        self.waits, self.granted = True, False
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.key, self.reads = key, reads
+        self.waits = True
+        self.granted: Any = False
 
     def settle(self, error: BaseException | None = None) -> None:
         """In the loop: the task goes on."""
@@ -67,16 +68,16 @@ class _Lookout:
         self.stop = bytearray(1)
         self.running = False
 
-    async def wait(self, key: Any, deadline: float) -> bool:
-        """Was it granted by the deadline, a time.monotonic()?"""
-        turn = Turn(key)
+    async def wait(self, key: Any, deadline: float, reads: bool = False) -> Any:
+        """How it was granted by the deadline, a time.monotonic(); False: it was not."""
+        turn = Turn(key, reads)
         self.enter(turn)
         timer = None if deadline == FOREVER else turn.loop.call_at(deadline, self._expire, turn)
         try:
             return await turn.future
         except BaseException:
             if not self.withdraw(turn) and turn.granted:
-                self.refuse()
+                self.refuse(turn)
             raise
         finally:
             if timer is not None:
@@ -138,8 +139,8 @@ class _Lookout:
     def serve(self) -> None:
         raise NotImplementedError
 
-    def refuse(self) -> None:
-        """What was granted to the running task is not wanted."""
+    def refuse(self, turn: Turn) -> None:
+        """What was granted to the turn is not wanted."""
 
 
 class _Locks(_Lookout):
@@ -150,24 +151,44 @@ class _Locks(_Lookout):
         self.lock.queued = self.waiting > 0  # a newcomer does not pass them
 
     def serve(self) -> None:
-        if self.lock._wait_turn(self.stop) and (turn := self._granted()) and not turn.tell():
-            self.lock._task_give()
+        reads = self._next_reads()
+        if self.lock._wait_turn(self.stop, reads) and (turn := self._granted(reads)) and not turn.tell():
+            self.refuse(turn)
 
-    def _granted(self) -> Turn | None:
-        """The first has it; if there is none, it is free."""
+    def _next_reads(self) -> bool:
         with self.guard:
-            while self.turns:
-                turn = self.turns.popleft()
-                if turn.waits:
-                    self.lock._entrust(turn.task, turn.tid, turn.key)
-                    turn.waits, turn.granted = False, True
-                    self.count(-1)
-                    return turn
-        self.lock.release()
-        return None
+            return next((turn.reads for turn in self.turns if turn.waits), False)
 
-    def refuse(self) -> None:
-        self.lock._task_give()
+    def _granted(self, reads: bool) -> Turn | None:
+        """The first has it; None: there is none, or another is the first by now, and waits for something else."""
+        with self.guard:
+            while self.turns and not self.turns[0].waits:
+                self.turns.popleft()
+            turn = self.turns[0] if self.turns and self.turns[0].reads == reads else None
+            kept = False
+            try:
+                if turn is not None:
+                    turn.granted = self._entrusted_to(turn)
+                    kept = not reads
+                    turn.waits = False
+                    self.turns.popleft()
+                    self.count(-1)
+            finally:
+                if not kept:
+                    self.lock.release()
+            return turn
+
+    def _entrusted_to(self, turn: Turn) -> Any:
+        if turn.reads:
+            return self.lock._read_on()
+        self.lock._entrust(turn.task, turn.tid, turn.key)
+        return True
+
+    def refuse(self, turn: Turn) -> None:
+        if turn.reads:
+            turn.granted.leave()
+        else:
+            self.lock._task_give()
 
 
 class _News(_Lookout):
@@ -206,15 +227,17 @@ _process = _Process()
 at_fork(child=_process.begin)
 
 
-async def turn(lock: Handle, method: bytes, deadline: float) -> bool:
-    """The running task waits until it has the lock, once. False: not by the deadline."""
+async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False) -> Any:
+    """The running task waits until it has the lock, once; or reads: until it is in, by the register that this gives.
+    False: not by the deadline."""
     with _process.guard:
         lookout = _process.locks.get(lock) or _process.locks.setdefault(lock, _Locks(lock))
-    return await lookout.wait(method, deadline)
+    return await lookout.wait(method, deadline, reads)
 
 
 async def news(lock: Handle, epoch: int, deadline: float) -> bool:
     """The running task waits for a release or a death after that epoch. False: none by the deadline."""
     with _process.guard:
         lookout = _process.news.get(lock) or _process.news.setdefault(lock, _News(lock))
-    return await lookout.wait(epoch, deadline)
+    told: bool = await lookout.wait(epoch, deadline)
+    return told

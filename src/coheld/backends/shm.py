@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
 from ..process import at_fork
-from . import files, leaving, sweeping
+from . import files, leaving, register, sweeping
 from .base import Capabilities, Handle
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
@@ -53,6 +53,10 @@ class Mutex(Handle, native.Mutex):
             "than that when a thread dies; release some first",
             resource=self.label,
         )
+
+    def _open_register(self, value: int = 0) -> None:
+        """By the owner."""
+        self._keep_register(register.opened(self.segment, self.offset, value))
 
 
 class _Process:

@@ -21,6 +21,7 @@ class Stateless:
     pending: bool = False
     version: int = 0
     task: None = None
+    readers: None = None
 
     def _refuse_stateless(self, what: str) -> NoReturn:
         label: str = self.label  # type: ignore[attr-defined]  # Handle's
@@ -29,6 +30,9 @@ class Stateless:
 
     def _task_take(self, _obj: object, _method: bytes, _patient: bool) -> NoReturn:
         self._refuse_stateless("a task that is to own it")
+
+    def _thread_reads(self, _obj: object, _method: str, _timeout: float | None) -> NoReturn:
+        self._refuse_stateless("exclusive=False")
 
     def _commit(self) -> None:
         pass

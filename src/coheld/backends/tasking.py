@@ -1,15 +1,33 @@
-"""Tasks as owners: what a lock asks of asyncio, and what it says.  The rest is in _task.h and _entrust.h."""
+"""Tasks as owners and as readers: what a lock asks of asyncio, and what it says.  The rest is in _task.h, _entrust.h and
+_reading.h."""
 
 from __future__ import annotations
 
+import sys
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import DeadlockError
+from ..process import at_fork
 
 if TYPE_CHECKING:
     from .._native import Mutex as _Half
 else:
     _Half = object
+
+
+Readers = weakref.WeakKeyDictionary[Any, int]
+"""Tasks of this process that read a lock, and how many calls deep."""
+
+reading: weakref.WeakKeyDictionary[Any, Readers] = weakref.WeakKeyDictionary()
+"""Of each lock.  Changed by the loop's thread alone for the tasks of that loop."""
+
+at_fork(child=reading.clear)
+
+
+def _current_task() -> Any:
+    asyncio: Any = sys.modules.get("asyncio")
+    return asyncio.current_task() if asyncio and asyncio._get_running_loop() else None
 
 
 class Tasking(_Half):
@@ -44,6 +62,29 @@ class Tasking(_Half):
             "blocks the loop: use async with or an async method, or call it by asyncio.to_thread",
             resource=self.label,
         )
+
+    def _task_reads(self) -> bool:
+        """Is the running task in a reading call?"""
+        return (tasks := reading.get(self)) is not None and _current_task() in tasks
+
+    def _reads_itself(self, this_thread: bool) -> bool:
+        """By who is about to wait for readers, or for one who does; this process has some. this_thread: it is in one of
+        its own calls.  False: nobody who could not go on meanwhile.  Raises: DeadlockError."""
+        if this_thread or self._task_reads():
+            raise DeadlockError(
+                f"{self.label}: an exclusive call inside of a reading one would wait for that to end: make the outer one "
+                "exclusive as well",
+                resource=self.label,
+            )
+        here = _current_task()
+        readers = [task for task in list(reading.get(self, ())) if here and task.get_loop() is here.get_loop()]
+        if readers:
+            raise DeadlockError(
+                f"{self.label}: task {readers[0].get_name()!r} of this thread's loop is in a reading call, and cannot go on "
+                "while this call blocks the loop: use an async method, or call it by asyncio.to_thread",
+                resource=self.label,
+            )
+        return False
 
     def _no_task(self) -> NoReturn:
         raise RuntimeError(f"{self.label}: only a task of a running asyncio loop can take it so")
