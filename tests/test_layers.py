@@ -29,6 +29,7 @@ LAYERS = [
     "mutex",
     "lockable",
     "semaphore",
+    "pool",
     "inspecting",
     "coheld",  # the package as its users see it
     "pyats",

@@ -8,20 +8,23 @@
     _lock.h        the robust mutex, in plain C, with its states
     _segment.h     mapped files of cells, in plain C
     _state.h       shared state in plain words: its states, its cache, the commit
+    _register.h    which processes are in, and how many times: readers, holders of permits
     _native.c      the Python types over them, and the fast path of a locked call; parts of it: _lockable.h, _field.h,
                    _locked.h for Lockable, shared fields and locked methods, _shared.h guards, _task.h and _entrust.h
-                   tasks as owners
+                   tasks as owners, _reading.h readers, _permits.h semaphores
     _portable.py   the same types in Python, for where there is no extension
     native.py      the one or the other, as all others import it
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
-                   with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
-                   claims.py and record.py for how
+                   with register.py for who reads or has permits, sweeping.py and leaving.py for its end; file.py locks
+                   that files guard, with polled.py, claims.py and record.py for how
     state/         shared(): fields, their encoding, files, growth; snapshot
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
+    semaphore.py   Semaphore
+    pool.py        Pool: leases of any free one
     inspecting.py  holder and statistics
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, rm, show, demo
@@ -30,6 +33,7 @@ Each imports only what stands above it.
 """
 
 from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._version import __version__
@@ -43,13 +47,18 @@ from .errors import (
     NotInitializedError,
     NotLockedError,
     NotOwnerError,
+    PermitError,
     StateError,
     TooManyLocksError,
 )
 from .inspecting import Statistics, holder, statistics
 from .lockable import Lockable, wait_for
 from .owner import Owner
+from .semaphore import Semaphore
 from .state import shared, snapshot
+
+if _TYPE_CHECKING:
+    from .pool import Pool
 
 __all__ = [
     "BackendError",
@@ -63,6 +72,9 @@ __all__ = [
     "NotLockedError",
     "NotOwnerError",
     "Owner",
+    "PermitError",
+    "Pool",
+    "Semaphore",
     "StateError",
     "Statistics",
     "TooManyLocksError",
@@ -75,14 +87,16 @@ __all__ = [
 ]
 
 for _name in __all__:
-    _public = globals()[_name]
+    _public = globals().get(_name)
     if isinstance(_public, type) or callable(_public):
         _public.__module__ = __name__  # so that tracebacks and pickles show the public name
 del _name, _public
 
 
 def __getattr__(name: str) -> _Any:
-    """coheld.aio, where it is used: it imports asyncio, which takes longer than all of this."""
+    """What is imported where it is used: asyncio, and what the state of a Pool is made of, take longer than all of this."""
     if name == "aio":
         return _import_module(f"{__name__}.aio")
+    if name == "Pool":
+        return _import_module(f"{__name__}.pool").Pool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -547,6 +547,8 @@ static const Label no_label = {{0}};
 static int parse_acquire(PyObject *args, PyObject *kwargs, uint64_t *timeout) {
     static char *names[] = {"blocking", "timeout", "block", NULL};
     PyObject *blocking = Py_True, *seconds = NULL, *block = NULL;
+    *timeout = FOREVER;
+    if (LIKELY(!PyTuple_GET_SIZE(args) && !kwargs)) return 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO$O:acquire", names, &blocking, &seconds, &block)) return -1;
     int truth = PyObject_IsTrue(block ? block : blocking);
     if (truth < 0 || parse_timeout(seconds, timeout)) return -1;
@@ -729,6 +731,7 @@ static PyType_Spec mutex_spec = {"coheld._native.Mutex", sizeof(Mutex), 0, Py_TP
 #include "_lockable.h"
 #include "_field.h"
 #include "_locked.h"
+#include "_permits.h"
 
 /* ==== 6. Module ==== */
 
@@ -812,7 +815,7 @@ static PyMethodDef module_methods[] = {
 
 static int module_exec(PyObject *module) {
     State *state = PyModule_GetState(module);
-    PyObject *base = NULL, *locked = NULL, *field = NULL;
+    PyObject *base = NULL, *locked = NULL, *field = NULL, *semaphore = NULL;
     int ok = (state->name_lock = PyUnicode_InternFromString("__lock__"))
         && (state->segment_type = PyType_FromModuleAndSpec(module, &segment_spec, NULL))
         && (state->mutex_base = PyType_FromModuleAndSpec(module, &mutex_spec, NULL))
@@ -820,12 +823,13 @@ static int module_exec(PyObject *module) {
         && (state->register_type = PyType_FromModuleAndSpec(module, &register_spec, NULL))
         && (field = PyType_FromModuleAndSpec(module, &field_spec, NULL))
         && (base = PyType_FromModuleAndSpec(module, &base_spec, NULL))
+        && (semaphore = PyType_FromModuleAndSpec(module, &semaphore_spec, NULL))
         && (locked = PyType_FromModuleAndSpec(module, &locked_spec, NULL))
         && !PyModule_AddType(module, (PyTypeObject *)state->segment_type)
         && !PyModule_AddType(module, (PyTypeObject *)state->mutex_base)
         && !PyModule_AddType(module, (PyTypeObject *)state->register_type)
         && !PyModule_AddType(module, (PyTypeObject *)state->view_type) && !PyModule_AddType(module, (PyTypeObject *)field)
-        && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
+        && !PyModule_AddType(module, (PyTypeObject *)semaphore) && !PyModule_AddType(module, (PyTypeObject *)base) && !PyModule_AddType(module, (PyTypeObject *)locked)
         && !PyModule_AddIntMacro(module, RECOVERING) && !PyModule_AddIntMacro(module, REMOVED)
         && !PyModule_AddIntMacro(module, TASKED) && !PyModule_AddIntMacro(module, READERS)
         && !PyModule_AddIntMacro(module, WARDED) && !PyModule_AddIntMacro(module, GUARDED)
@@ -835,6 +839,7 @@ static int module_exec(PyObject *module) {
         && !PyModule_AddObjectRef(module, "SUPPORTED", lock_check() ? Py_True : Py_False);
     Py_XDECREF(base);
     Py_XDECREF(field);
+    Py_XDECREF(semaphore);
     Py_XDECREF(locked);
     return ok ? 0 : -1;
 }

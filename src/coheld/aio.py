@@ -25,7 +25,8 @@ __all__ = ["acquire", "wait_for"]
 
 
 async def acquire(obj: object, timeout: float | None = None) -> bool:
-    """Take the object's lock for the running task; True if the task holds it now, False if it could not be had.
+    """Take the object's lock for the running task; True if the task holds it now, False if it could not be had. Of a
+    Semaphore: take a permit, for the process.
 
     Waits for at most timeout seconds (None: for ever; zero or less: tries once), on the monotonic clock, and does not
     block the loop.  The task may take it again, and must release it as often: ``obj.release()``.  Cancelled, it does
@@ -34,9 +35,12 @@ async def acquire(obj: object, timeout: float | None = None) -> bool:
     Raises: TypeError, ValueError: if timeout is no number of seconds.  RuntimeError: without a running asyncio task.
     DeadlockError: if the thread holds it around the loop.  NotInitializedError, and what a sync acquire raises.
     """
-    lock = native.lock_of(obj)
     seconds = seconds_of(timeout)
-    got = await _take(lock, obj, b"", FOREVER if seconds == FOREVER else monotonic() + seconds)
+    deadline = FOREVER if seconds == FOREVER else monotonic() + seconds
+    if isinstance(obj, native.SemaphoreBase):
+        return await _take_permit(obj, deadline)
+    lock = native.lock_of(obj)
+    got = await _take(lock, obj, b"", deadline)
     if got and lock._record()[0] == 1:
         lock._entrusted(lock.task)
     return got
@@ -51,7 +55,7 @@ async def wait_for(obj: object, predicate: Callable[[], T], timeout: float | Non
     seconds_of(timeout)
     if not (lock.attached and lock.task is not None and lock._mine()):
         raise NotLockedError(f"{lock.label}: aio.wait_for is for the task that holds the lock", resource=lock.label)
-    value: T = await _serve(lock._wait_steps(obj, predicate, timeout), lock)
+    value: T = await serve(lock._wait_steps(obj, predicate, timeout), lock)
     return value
 
 
@@ -89,7 +93,7 @@ def locked(
         lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
         try:
             if when is not None:
-                await _serve(lock._guard_steps(when, self, deadline, timeout), lock)
+                await serve(lock._guard_steps(when, self, deadline, timeout), lock)
             result = await (_atomically(lock, fn, self, args, kwargs) if atomic else fn(self, *args, **kwargs))
         except BaseException:
             with suppress(NotOwnerError):
@@ -178,7 +182,20 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
     return True
 
 
-async def _serve(steps: waiting.Steps[T], lock: Any) -> T:
+async def _take_permit(semaphore: Any, deadline: float) -> bool:
+    patient = deadline > monotonic()
+    if (not patient or semaphore._idle()) and semaphore._try() is None:
+        return True
+    gate = semaphore._gate
+    if not patient or not await _take(gate, semaphore, b"", deadline):
+        return False
+    try:
+        return await serve(semaphore._steps(deadline), semaphore._mutex)
+    finally:
+        gate._task_give()
+
+
+async def serve(steps: waiting.Steps[T], lock: Any) -> T:
     """Serve the steps by suspending the task, to their end."""
     act: Callable[[], waiting.Step] = partial(next, steps)
     while True:

@@ -1,7 +1,7 @@
 """Every exception of coheld, split by who must act.
 
 *You* misused the lock: NotInitializedError, NotOwnerError, TooManyLocksError, DeadlockError; or the state:
-NotLockedError, StateError.  *Somebody else* has it: LockTimeout.
+NotLockedError, StateError; or a semaphore: PermitError.  *Somebody else* has it: LockTimeout.
 *The place* is not what it should be: IncompatibleError, InsecureError, BackendError.
 
 Each is a CoheldError and the builtin that fits.  The fields are None where they do not apply; errors pickle with them.
@@ -55,6 +55,12 @@ class TooManyLocksError(CoheldError, RuntimeError):
 
 class DeadlockError(CoheldError, RuntimeError):
     """A wait that could never end; it did not begin."""
+
+
+class PermitError(CoheldError, ValueError):
+    """More permits given back than the process holds; nothing has changed.
+
+    A ValueError, as threading.BoundedSemaphore raises."""
 
 
 class NotLockedError(CoheldError, RuntimeError):

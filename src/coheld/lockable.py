@@ -114,9 +114,9 @@ class Lockable(native.LockableBase):
 
         exclusive=False: a reading call. Any number of them, of whatever threads, tasks and processes, run together, and
         never with an exclusive one: for what lies outside of the object, a file or a device (shared fields have
-        coheld.snapshot). An exclusive call waits for the readers of the moment, and later ones wait behind it. A reading
-        call inside of an exclusive one, or of a reading one, is fine; an exclusive call inside of a reading one raises
-        DeadlockError. It does not own the lock: shared fields are read as without it.
+        coheld.snapshot).  An exclusive call waits for the readers of the moment, and later ones wait behind it.
+        A reading call inside of an exclusive one, or of a reading one, is fine; an exclusive call inside of a reading
+        one raises DeadlockError.  It does not own the lock: shared fields are read as without it.
 
         A coroutine function becomes another one: the task that awaits it owns the lock, and the loop does not block.
 

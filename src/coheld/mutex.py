@@ -9,6 +9,7 @@ from collections.abc import Callable
 from . import native
 from .backends import backend_of, files
 from .backends.base import Handle, known
+from .errors import LockTimeout
 
 
 def anonymous() -> Handle:
@@ -28,20 +29,20 @@ def named(name: str, url: str | None = None) -> Handle:
     backend = backend_of(url)
     files.check_name(name)
     resource = backend.named(name)
-    mutex = known((resource.scheme, *resource.token(0)), lambda: backend.Mutex(resource))
+    mutex: Handle = known((resource.scheme, *resource.token(0)), lambda: backend.Mutex(resource))
     mutex.attach()
     return mutex
 
 
 def remove(name: str, timeout: float | None = 0) -> bool:
-    """Remove a named lock: its file goes, and whoever still has it attaches to a new one of that name.
+    """Remove a named lock or semaphore: its file goes, and whoever still has it attaches to a new one of that name.
 
     Takes the lock first, for at most timeout seconds (None: for ever). False: there was none.
-    Raises: LockTimeout: if it is held all that time, or by the caller.
+    Raises: LockTimeout: if it is held all that time, or by the caller, or a permit of it by a process that lives.
     """
     backend = backend_of(None)
     files.check_name(name)
-    resource = backend.named(name)
+    resource = backend.existing(name)
     if not os.path.lexists(resource.path):
         return False
     mutex: Handle = backend.Mutex(resource)  # not the shared handle, which another thread may attach anew meanwhile
@@ -50,6 +51,8 @@ def remove(name: str, timeout: float | None = 0) -> bool:
     try:
         if mutex._record()[0] > 1:  # held before: the caller would go on under a lock that others get anew
             mutex._timed_out(0)
+        if held := mutex._held_by():
+            raise LockTimeout(f"{mutex.label}: process {held[0][0]} has permits of it", resource=mutex.label)
         _unlink(mutex)
     finally:
         mutex.release()

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from .. import native
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
@@ -254,6 +254,10 @@ class Handle(Monitor, Tasking, _Half):
         counts = self.readers.counts() if self.readers is not None else []
         return ", ".join(f"process {pid}" + (f" ({count} times)" if count > 1 else "") for pid, _, count in counts[:5])
 
+    def _held_by(self) -> list[tuple[int, int, int]]:
+        """By the owner: the processes that read it, or have permits that it guards: number, start, how many."""
+        return []
+
     def _too_deep(self) -> NoReturn:
         raise OverflowError(f"{self.label}: acquired too many times by one thread")
 
@@ -266,6 +270,9 @@ class Handle(Monitor, Tasking, _Half):
 def _ward() -> ModuleType:
     """Of Linux; elsewhere nobody works on behalf of an owner."""
     return import_module("coheld.ward")
+
+
+H = TypeVar("H", bound="Handle")
 
 
 class _Handles:
@@ -283,21 +290,22 @@ _handles = _Handles()
 at_fork(child=_handles.begin)
 
 
-def known(token: tuple[object, ...], make: Callable[[], Handle]) -> Handle:
+def known(token: tuple[object, ...], make: Callable[[], H]) -> H:
     """The one handle of what the token says; made if this process has none."""
     with _handles.guard:
-        if (mutex := _handles.known.get(token)) is None:
-            mutex = _handles.known[token] = make()
-        return mutex
+        found: H | None = _handles.known.get(token)  # type: ignore[assignment]  # what was made for that token
+        if found is None:
+            _handles.known[token] = found = make()
+        return found
 
 
 def handle(*token: Any) -> Handle:
     """What a pickled Mutex is loaded by. Never raises: what cannot be reached raises at the first call."""
-    if mutex := _handles.known.get(token):
-        return mutex
+    if found := _handles.known.get(token):
+        return found
     scheme, *where = token
     backend = of_scheme(scheme)
-    mutex = known(token, lambda: backend.Mutex(backend.resource(*where)))
+    mutex: Handle = known(token, lambda: backend.Mutex(backend.resource(*where)))
     with suppress(CoheldError, OSError):
         mutex.attach()
     return mutex

@@ -26,10 +26,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import native
-from ..errors import BackendError, CoheldError
+from ..errors import BackendError, CoheldError, IncompatibleError
 from ..process import at_fork, start_of
 from . import claims, files, leaving
 from .base import Capabilities
@@ -316,6 +316,16 @@ class Named:
 def named(name: str) -> Named:
     """The resource of that name. Raises: as files.lock_directory."""
     return Named(name, files.lock_directory())
+
+
+def existing(name: str) -> Named:
+    """The same: no other resource has a name here."""
+    return named(name)
+
+
+def semaphore(name: str | None) -> NoReturn:
+    """Not here."""
+    raise IncompatibleError(f"a semaphore needs the backend shm: {native.missing or 'this one is file:'}")
 
 
 def resource(kind: str, *where: Any) -> RemoteCell | Named:

@@ -27,9 +27,12 @@ from ..errors import IncompatibleError, InsecureError
 from ..process import start_of
 
 MAGIC = b"\x93coheld\n"
-ARENA, NAMED = 1, 2
+ARENA, NAMED, SEMAPHORE = 1, 2, 3
+_KINDS = {ARENA: "a place of anonymous locks", NAMED: "a lock", SEMAPHORE: "a semaphore"}
 NAMED_CELL = 1024
 """Where the cell of a named lock is; an arena's begin at HEADER_SIZE."""
+GATE_CELL = 1280
+"""Where the second cell of a named semaphore is."""
 _FIELDS = struct.Struct("<8sI8sI16s16sQ36sI255s")
 _CHECK = struct.Struct("<I")
 _SAFE = frozenset((string.ascii_letters + string.digits + "._-").encode())
@@ -108,12 +111,30 @@ def check_header(path: str, raw: bytes, size: int, here: Header) -> bool:
     found = Header(*_FIELDS.unpack_from(raw))
     for field in Header.__dataclass_fields__:
         theirs, ours = getattr(found, field), getattr(here, field)
+        if theirs != ours and field == "kind":
+            raise of_another_kind(path, found.kind, here.kind)
         if theirs != ours and field != "boot":
             raise IncompatibleError(
                 f"{path} was made with another {field.replace('_', ' ')}: {_shown(theirs)}, here {_shown(ours)}",
                 resource=path,
             )
     return found.boot == here.boot
+
+
+def of_another_kind(path: str, found: int, wanted: int) -> IncompatibleError:
+    return IncompatibleError(f"{path} is {_KINDS.get(found)}, not {_KINDS.get(wanted)}", resource=path)
+
+
+def kind_of(path: str) -> int:
+    """Of the file there; 0: it does not say, or there is none."""
+    with suppress(OSError), open(path, "rb") as file:
+        return kind_in(file.read(HEADER_LENGTH))
+    return 0
+
+
+def kind_in(raw: bytes) -> int:
+    """Of a file that begins so; 0: it does not say."""
+    return Header(*_FIELDS.unpack_from(raw)).kind if len(raw) >= _FIELDS.size and raw[:8] == MAGIC else 0
 
 
 def _shown(value: bytes | int) -> str:

@@ -90,14 +90,28 @@ def opened(segment: Any, offset: int, value: int = 0) -> Register:
 
     Raises: IncompatibleError: if it is damaged, or of another value.  OSError: if there is no room for it.
     """
-    path = f"{segment.path}~{offset}.register"
-    here = Head(*segment.identity, files.boot_id(), value)
+    path, here = _place(segment, offset, value)
     with suppress(FileNotFoundError):
-        return _checked(path, here)
+        register = _checked(path, here)
+        if register.head.value != value:
+            raise IncompatibleError(f"{path}: {_meant(register.head.value)}, here {_meant(value)}", resource=path)
+        return register
     with files.new_file(os.path.dirname(path), _PAGE, here) as (made, fd):
         register = _mapped(path, fd, here)
         os.rename(made, path)
     return register
+
+
+def existing(segment: Any, offset: int) -> Register | None:
+    """The same, whatever its value; None: there is none."""
+    with suppress(FileNotFoundError):
+        return _checked(*_place(segment, offset, 0))
+    return None
+
+
+def _place(segment: Any, offset: int, value: int) -> tuple[str, Head]:
+    device, inode = segment.identity
+    return f"{segment.path}~{offset}.register", Head(device, inode, files.boot_id(), value)
 
 
 def _checked(path: str, here: Head) -> Register:
@@ -114,12 +128,10 @@ def _checked(path: str, here: Head) -> Register:
             raise FileNotFoundError
         if not used <= room <= _room(size):
             raise IncompatibleError(f"{path} is damaged; if nobody uses it, remove the file", resource=path)
-        if value != here.value:
-            raise IncompatibleError(f"{path}: {_meant(value)}, here {_meant(here.value)}", resource=path)
     except BaseException:
         os.close(fd)
         raise
-    return _mapped(path, fd, here)
+    return _mapped(path, fd, Head(device, inode, boot, value))
 
 
 def _meant(value: int) -> str:

@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
-from ..process import at_fork
+from ..process import at_fork, start_of
 from . import files, leaving, register, sweeping
-from .base import Capabilities, Handle
+from .base import Capabilities, Handle, known
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -57,6 +57,28 @@ class Mutex(Handle, native.Mutex):
     def _open_register(self, value: int = 0) -> None:
         """By the owner."""
         self._keep_register(register.opened(self.segment, self.offset, value))
+
+    def _held_by(self) -> list[tuple[int, int, int]]:
+        found = register.existing(self.segment, self.offset)
+        return [one for one in found.counts() if start_of(one[0]) == one[1]] if found else []
+
+
+class Gate(Mutex):
+    """What the one that waits for a permit of a semaphore holds."""
+
+    __slots__ = ()
+
+    def _owner_died(self, _record: tuple[int, int, int, str]) -> None:
+        """It has waited, and no work of it is half done."""
+
+    def _recover(self, _obj: object) -> None:
+        self.recovered()
+
+    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
+        self.shared = True
+        token = self.resource.token(self.offset)
+        known(("gate", *token), lambda: self)
+        return gate, token
 
 
 class _Process:
@@ -128,27 +150,43 @@ class Named:
     """A lock that any process of the user finds by its name."""
 
     scheme, named = SCHEME, True
+    kind, cell, travels_as = files.NAMED, files.NAMED_CELL, "name"
 
     def __init__(self, name: str, directory: str) -> None:
         self.name, self.directory = name, directory
         self.path = os.path.join(directory, files.file_name(name))
 
     def attach(self) -> tuple[Segment, int]:
-        return _open_named(self.path, self.name), files.NAMED_CELL
+        return _open_named(self.path, self.name, self.kind), self.cell
 
     def find(self) -> tuple[Segment, int]:
         """The same, and nothing is made. Raises: FileNotFoundError: if there is none."""
-        return _map_named(self.path, self.name), files.NAMED_CELL
+        return _map_named(self.path, self.name, self.kind), self.cell
 
     def retire(self, segment: Segment) -> None:
         """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
         unlink_named(segment)
 
     def token(self, _offset: int) -> tuple[object, ...]:
-        return ("name", self.name, self.directory)
+        return (self.travels_as, self.name, self.directory)
 
     def label(self, _offset: int) -> str:
         return repr(self.name)
+
+
+class NamedSemaphore(Named):
+    """A semaphore's lock in its file, which has another for its gate."""
+
+    kind, travels_as = files.SEMAPHORE, "semaphore"
+
+
+class NamedGate(NamedSemaphore):
+    """The other one."""
+
+    cell, travels_as = files.GATE_CELL, "gate"
+
+
+_TRAVELLERS = {resource.travels_as: resource for resource in (Named, NamedSemaphore, NamedGate)}
 
 
 def anonymous() -> Mutex:
@@ -164,7 +202,28 @@ def named(name: str) -> Named:
 
 def resource(kind: str, *where: Any) -> RemoteCell | Named:
     """What travelled as that token."""
-    return RemoteCell(*where) if kind == "arena" else Named(*where)
+    return RemoteCell(*where) if kind == "arena" else _TRAVELLERS[kind](*where)
+
+
+def existing(name: str) -> Named:
+    """The resource of that name, whatever it is; a lock, if there is none."""
+    found = named(name)
+    return NamedSemaphore(name, found.directory) if files.kind_of(found.path) == files.SEMAPHORE else found
+
+
+def semaphore(name: str | None) -> tuple[Mutex, Gate]:
+    """The locks of a semaphore: the one that guards its register, and its gate.  New ones without a name."""
+    if name is None:
+        arena, offset = new_cell()
+        return anonymous(), Gate(arena, arena.segment, offset)
+    directory = files.lock_directory()
+    inner = NamedSemaphore(name, directory)
+    return known((SCHEME, *inner.token(0)), lambda: Mutex(inner)), gate(*NamedGate(name, directory).token(0))
+
+
+def gate(*token: Any) -> Gate:
+    """What a pickled Gate is loaded by; attached at its first use."""
+    return known(("gate", *token), lambda: Gate(resource(*token)))
 
 
 def _damaged(segment: Segment) -> IncompatibleError:
@@ -287,27 +346,34 @@ def _gone(path: str) -> BackendError:
 # -- named ------------------------------------------------------------------------------------------------------------
 
 
-def _open_named(path: str, name: str) -> Segment:
+def _open_named(path: str, name: str, kind: int) -> Segment:
     """Map a named lock's file, made if it is missing."""
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is not None and files.same_file(path, segment.identity):
+            _check_kind(segment, kind)
             return segment
         while True:  # until it is there: others may make and remove it meanwhile
             with suppress(FileNotFoundError):
-                segment = _map_named(path, name)
+                segment = _map_named(path, name, kind)
                 break
             with suppress(FileExistsError):
-                _create_named(path, name)
+                _create_named(path, name, kind)
         _process.segments[path] = segment
         return segment
 
 
-def _map_named(path: str, name: str) -> Segment:
+def _check_kind(segment: Segment, kind: int) -> None:
+    found = files.kind_in(bytes(memoryview(segment)[: files.HEADER_LENGTH]))  # type: ignore[arg-type]  # a buffer from 3.12 on, by type
+    if found != kind:
+        raise files.of_another_kind(segment.path, found, kind)
+
+
+def _map_named(path: str, name: str, kind: int) -> Segment:
     fd = files.open_checked(path)
     try:
-        if not _is_of_this_boot(path, fd, name):
-            _revive(path, fd, name)
+        if not _is_of_this_boot(path, fd, name, kind):
+            _revive(path, fd, name, kind)
     except BaseException:
         os.close(fd)
         raise
@@ -316,36 +382,43 @@ def _map_named(path: str, name: str) -> Segment:
     return segment
 
 
-def _is_of_this_boot(path: str, fd: int, name: str) -> bool:
+def _is_of_this_boot(path: str, fd: int, name: str, kind: int) -> bool:
     """A header that is wrong may be half written: _revive does that, under the flock.  Then it is right after that."""
     with suppress(IncompatibleError):
-        return _check_header(path, fd, files.NAMED, name)
+        return _check_header(path, fd, kind, name)
     sweeping.flock_soon(fd, fcntl.LOCK_SH, path)
-    return _check_header(path, fd, files.NAMED, name)
+    return _check_header(path, fd, kind, name)
 
 
-def _create_named(path: str, name: str) -> None:
+def _create_named(path: str, name: str, kind: int) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
     sweeping.sweep(directory)
-    with files.new_file(directory, native.HEADER_SIZE, header_here(files.NAMED, name)) as (made, fd):
-        _make_cell(path, fd)  # and unmapped: the traceback of a failure below must not keep the file's inode
+    with files.new_file(directory, native.HEADER_SIZE, header_here(kind, name)) as (made, fd):
+        _make_cells(path, fd, kind)  # and unmapped: the traceback of a failure below must not keep the file's inode
         os.link(made, path)
         os.unlink(made)
 
 
-def _make_cell(path: str, fd: int) -> None:
-    _mapped(path, fd, native.HEADER_SIZE, native.HEADER_SIZE).make(files.NAMED_CELL)
+_CELLS = {files.NAMED: [files.NAMED_CELL], files.SEMAPHORE: [files.NAMED_CELL, files.GATE_CELL]}
 
 
-def _revive(path: str, fd: int, name: str) -> None:
+def _make_cells(path: str, fd: int, kind: int) -> None:
+    segment = _mapped(path, fd, native.HEADER_SIZE, native.HEADER_SIZE)
+    for cell in _CELLS[kind]:
+        segment.make(cell)
+
+
+def _revive(path: str, fd: int, name: str, kind: int) -> None:
     """The file outlived a reboot, on a disk: nobody of then lives.  Whoever comes while it is made anew waits for the
     flock and finds it done."""
     sweeping.flock_soon(fd, fcntl.LOCK_EX, path)
-    if not _check_header(path, fd, files.NAMED, name):
-        _mapped(path, os.dup(fd), native.HEADER_SIZE, native.HEADER_SIZE).revive(files.NAMED_CELL)
-        os.pwrite(fd, header_here(files.NAMED, name).pack(), 0)
+    if not _check_header(path, fd, kind, name):
+        segment = _mapped(path, os.dup(fd), native.HEADER_SIZE, native.HEADER_SIZE)
+        for cell in _CELLS[kind]:
+            segment.revive(cell)
+        os.pwrite(fd, header_here(kind, name).pack(), 0)
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 

@@ -1,5 +1,5 @@
-"""Tasks as owners and as readers: what a lock asks of asyncio, and what it says.  The rest is in _task.h, _entrust.h and
-_reading.h."""
+"""Tasks as owners and as readers: what a lock asks of asyncio, and what it says.  The rest is in _task.h, _entrust.h
+and _reading.h."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ class Tasking(_Half):
         its own calls.  False: nobody who could not go on meanwhile.  Raises: DeadlockError."""
         if this_thread or self._task_reads():
             raise DeadlockError(
-                f"{self.label}: an exclusive call inside of a reading one would wait for that to end: make the outer one "
-                "exclusive as well",
+                f"{self.label}: an exclusive call inside of a reading one would wait for that to end: make the outer "
+                "one exclusive as well",
                 resource=self.label,
             )
         here = _current_task()
         readers = [task for task in list(reading.get(self, ())) if here and task.get_loop() is here.get_loop()]
         if readers:
             raise DeadlockError(
-                f"{self.label}: task {readers[0].get_name()!r} of this thread's loop is in a reading call, and cannot go on "
-                "while this call blocks the loop: use an async method, or call it by asyncio.to_thread",
+                f"{self.label}: task {readers[0].get_name()!r} of this thread's loop is in a reading call, and cannot "
+                "go on while this call blocks the loop: use an async method, or call it by asyncio.to_thread",
                 resource=self.label,
             )
         return False

@@ -1,0 +1,120 @@
+"""Semaphore: a number of permits that threads, tasks and processes share."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import monotonic
+from typing import Any, NoReturn, Self
+
+from . import native, waiting
+from .backends import backend_of, files
+from .errors import CoheldError, IncompatibleError, NotInitializedError, PermitError
+
+MOST = 10_000
+_SLICE = 0.02
+"""How long who waits sleeps at most before it looks whether those who hold permits live, seconds."""
+
+
+class Semaphore(native.SemaphoreBase):
+    """So many permits, for all threads, tasks and processes that have a copy of it.
+
+    A permit belongs to the process that took it: any thread or task of it may give it back, and a forked child holds
+    none. When a process ends, however it ends, its permits are free again within 50 ms for those who wait. Without a
+    name it reaches other processes by fork, spawn or pickle; with one any process of this user finds it. Whoever has
+    waited longest goes first.
+
+    ``with semaphore:``, ``async with semaphore:``, acquire and release; coheld.aio.acquire for a task, with a time-out.
+
+    value: how many permits there are, 1 to 10,000.  name, backend: as lock_name and lock_backend of Lockable.
+
+    Raises: TypeError, ValueError: if value is no such number, or name or backend is none.  IncompatibleError: if what
+    has that name has another value, or is no semaphore.  OSError: if there is no room for it.
+    """
+
+    def __init__(self, value: int, name: str | None = None, backend: str | None = None) -> None:
+        if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+            raise TypeError(f"value must be a number of permits, not {type(value).__name__}")
+        if not 1 <= value <= MOST:
+            raise ValueError(f"value must be 1 to {MOST:,} permits, not {value}")
+        if name is None and backend is not None:
+            raise TypeError("backend needs a name: anonymous semaphores live in this machine's memory")
+        place = backend_of(backend)
+        if name is not None:
+            files.check_name(name)
+        self._value = value.__index__()
+        self._bind(*place.semaphore(name))
+        self._open()
+        if (found := self._mutex.readers.head.value) != value:
+            raise IncompatibleError(
+                f"semaphore {self._mutex.label} has {found} permits, not {value}", resource=self._mutex.label
+            )
+
+    @property
+    def value(self) -> int:
+        """How many permits there are, free or not."""
+        return self._value
+
+    def free(self) -> int:
+        """How many permits nobody holds; a look without a lock, so it may be a moment old. Never blocks."""
+        if self._mutex.readers is None:
+            self._open()
+        free: int = self._mutex.readers.free()
+        return free
+
+    async def __aenter__(self) -> Self:
+        """Take a permit without blocking the loop; see coheld.aio.acquire."""
+        from . import aio
+
+        await aio.acquire(self)
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        if self._mutex is None or self._mutex.readers is None:
+            return f"<{type(self).__name__}, not attached>"
+        return f"<{type(self).__name__} {self._mutex.label}: {self.free()} of {self._value} free>"
+
+    def __copy__(self) -> Semaphore:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Semaphore:
+        return type(self)(self._value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._mutex, self._gate), self.__dict__
+
+    def _open_register(self) -> None:
+        """By the owner of the mutex."""
+        self._mutex._open_register(self._value)
+
+    def _steps(self, deadline: float) -> waiting.Steps[bool]:
+        """By who has the gate: a permit by the deadline?"""
+        while (epoch := self._try()) is not None:
+            if monotonic() >= deadline:
+                return False
+            yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE))
+        return True
+
+    def _take(self, _seconds: float) -> NoReturn:
+        raise NotInitializedError(f"{type(self).__name__}: Semaphore.__init__ has not run")
+
+    _give = _take
+
+    def _not_held(self, counts: tuple[int, int]) -> NoReturn:
+        held, count = counts
+        raise PermitError(
+            f"semaphore {self._mutex.label}: this process holds {held or 'no'} permit{'s' * (held > 1)}, and cannot "
+            f"give {count} back",
+            resource=self._mutex.label,
+        )
+
+
+def _rebuild(cls: type[Semaphore], mutex: Any, gate: Any) -> Semaphore:
+    """Load a pickled semaphore. Never raises: what cannot be reached raises at the first call."""
+    made = cls.__new__(cls)
+    made._bind(mutex, gate)
+    with suppress(CoheldError, OSError):
+        gate.attach()
+    return made
