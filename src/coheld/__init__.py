@@ -94,7 +94,7 @@ del _name, _public
 
 
 def __getattr__(name: str) -> _Any:
-    """What is imported where it is used: asyncio, and what the state of a Pool is made of, take longer than all of this."""
+    """What is imported where it is used: asyncio, and what a Pool's state is made of, take longer than all of this."""
     if name == "aio":
         return _import_module(f"{__name__}.aio")
     if name == "Pool":
