@@ -27,6 +27,8 @@ PEERS = {
         "no shared fields",
     },
     "tasks": {"", "asyncio.Lock", "filelock async"},
+    "readers": {"one process", "fasteners readers", "filelock readers"},
+    "permits": {"", "mp.Semaphore"},
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
 BARS = {
@@ -38,6 +40,8 @@ BARS = {
     "million": 3,
     "state": 7,
     "tasks": 3,
+    "readers": 3,
+    "permits": 2,
     "import": 2,
 }
 
