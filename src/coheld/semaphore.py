@@ -25,7 +25,8 @@ class Semaphore(native.SemaphoreBase):
 
     ``with semaphore:``, ``async with semaphore:``, acquire and release; coheld.aio.acquire for a task, with a time-out.
 
-    value: how many permits there are, 1 to 10,000; one by default, as in threading.  name, backend: as lock_name and lock_backend of Lockable.
+    value: how many permits there are, 1 to 10,000; one by default, as in threading.  name, backend: as lock_name and
+    lock_backend of Lockable.
 
     Raises: TypeError, ValueError: if value is no such number, or name or backend is none.  IncompatibleError: if what
     has that name has another value, or is no semaphore.  OSError: if there is no room for it.
