@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import coheld
-from support import delays, procs
+from coheld.testing.support import delays, procs
 
 PACKAGE = Path(coheld.__path__[0])
 BUDGET = 0.060  # seconds of one processor, at the best of several times: what else runs here does not count

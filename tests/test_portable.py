@@ -11,8 +11,9 @@ import pytest
 from coheld import IncompatibleError, Lockable, native
 from coheld.backends import files
 from coheld.backends.base import Capabilities
-from contract.observe import BACKEND, OTHER_URL, URL, is_free
-from support import delays, environments, procs
+from coheld.testing.contract.observe import BACKEND, OTHER_URL, URL, is_free
+from coheld.testing.support import delays, procs
+from tools import environments
 
 ROOT = Path(__file__).parents[1]
 
