@@ -49,6 +49,10 @@ def test_it_does_not_import_the_command() -> None:
     assert not {name for name in new_modules() if name.startswith("coheld.cli")}
 
 
+def test_it_does_not_import_the_tests() -> None:
+    assert not {name for name in new_modules() if name.startswith("coheld.testing")}
+
+
 def test_it_is_quick() -> None:
     assert any(float(procs.run(COST)) <= BUDGET * delays.SCALE for _ in range(20))
 

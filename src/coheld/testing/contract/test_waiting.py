@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 
 import pytest
 
 from coheld import Lockable, LockTimeout, Statistics, holder, statistics
+from coheld.testing.contract import killpoints
 from coheld.testing.contract.observe import CAPABILITIES, give_all_back
 from coheld.testing.support import delays, procs, states
 
@@ -375,6 +377,42 @@ def test_no_interrupt_leaves_the_lock_held(rng: random.Random, loop: Callable[[B
         assert one.result() > 100
     assert holder(bed) is None
     bed.use()
+
+
+# ---- an interrupt at each step -----------------------------------------------------------------------------
+
+
+def try_and_give(link: procs.Link, bed: Bed) -> None:
+    """As told: take it if it is free, and give it back."""
+    while (word := link.hear()) != "end":
+        link.say(bed.acquire(blocking=False) if word == "try" else bed.release())
+
+
+@pytest.mark.parametrize("way", WAITS.values(), ids=WAITS)
+def test_an_interrupt_at_any_step_lets_no_second_one_in(way: Callable[[Bed], None]) -> None:
+    """At each line that Python runs; a backend in C has none, and is for the storm."""
+    bed = Bed()
+    bed.use()
+
+    def one_at_a_time(line: int) -> None:
+        if ask("try"):
+            assert not bed.acquire(blocking=False), f"two are in, after an interrupt before line {line}"
+            owner = holder(bed)
+            assert owner is not None and (owner.pid, owner.depth) == (other.pid, 1)
+            ask("give")
+        give_all_back(bed)
+        assert ask("try"), f"nobody gets it, after an interrupt before line {line}"
+        ask("give")
+
+    def ask(word: str) -> object:
+        other.tell(word)
+        return other.hear()
+
+    with procs.start(try_and_give, bed) as other:
+        for _ in killpoints.interrupted_at_each_line(partial(way, bed), one_at_a_time):
+            pass
+        other.tell("end")
+    assert statistics(bed).recoveries == 0
 
 
 # ---- stopped waiters ---------------------------------------------------------------------------------------
