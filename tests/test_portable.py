@@ -10,8 +10,7 @@ import pytest
 
 from coheld import IncompatibleError, Lockable, native
 from coheld.backends import files
-from coheld.backends.base import Capabilities
-from coheld.testing.contract.observe import BACKEND, OTHER_URL, URL, is_free
+from coheld.testing.contract.observe import OTHER_URL, URL, is_free
 from coheld.testing.support import delays, procs
 from tools import environments
 
@@ -55,11 +54,6 @@ def test_one_name_never_means_two_locks() -> None:
     said = procs.run(source + "except coheld.IncompatibleError as error: print(error)")
     ours, theirs = URL.strip(":"), OTHER_URL.strip(":")
     assert ours in said and (theirs in said or "needs the C extension" in said)
-
-
-def test_what_a_backend_can_is_declared() -> None:
-    assert isinstance(BACKEND.CAPABILITIES, Capabilities)
-    assert BACKEND.CAPABILITIES.wakes_without_polling is (URL == "shm:")
 
 
 def test_a_named_lock_of_files_beside_the_extension() -> None:

@@ -4,13 +4,14 @@ import gc
 import logging
 import os
 import pickle
+import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -521,6 +522,40 @@ def test_a_thread_may_hold_so_many_locks_and_no_more() -> None:
     with one_more, pytest.raises(TooManyLocksError):
         Plain().acquire()
     return give_back(*locks)
+
+
+FILES, MORE = 40, 60  # that a process may still open, and locks
+
+
+def take_with_few_files(link: procs.Link, locks: list[Plain]) -> None:
+    most = len(os.listdir("/proc/self/fd")) + FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    held: list[Plain] = []
+    takes_files = CAPABILITIES.held_limit is None
+    with pytest.raises(TooManyLocksError, match="open files") if takes_files else nullcontext():
+        for lock in locks:
+            assert lock.acquire(timeout=delays.LONG)
+            held.append(lock)
+    assert (0 < len(held) < MORE) is takes_files
+    if takes_files:
+        one_more = locks[len(held)]
+        assert holder(one_more) is None
+        held.pop().release()
+        held[0].acquire()  # what is held may be taken again
+        held[0].release()
+        assert one_more.acquire(blocking=False)
+        one_more.release()
+    give_back(*held)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["anonymous", "named"])
+def test_open_files_limit_how_many_locks_are_held_only_as_declared(named: bool) -> None:
+    locks = [Plain(lock_name=f"bed-{number}" if named else None) for number in range(MORE)]
+    with procs.start(take_with_few_files, locks) as worker:
+        worker.result()
+    assert all(lock.acquire(blocking=False) for lock in locks)
+    for lock in locks:
+        lock.release()
 
 
 def give_back(*locks: Plain) -> None:
