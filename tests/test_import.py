@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import coheld
-from support import delays, procs
+from coheld.testing.support import delays, procs
 
 PACKAGE = Path(coheld.__path__[0])
 BUDGET = 0.060  # seconds of one processor, at the best of several times: what else runs here does not count
@@ -47,6 +47,10 @@ def test_it_imports_nothing_but_python_and_itself() -> None:
 
 def test_it_does_not_import_the_command() -> None:
     assert not {name for name in new_modules() if name.startswith("coheld.cli")}
+
+
+def test_it_does_not_import_the_tests() -> None:
+    assert not {name for name in new_modules() if name.startswith("coheld.testing")}
 
 
 def test_it_is_quick() -> None:

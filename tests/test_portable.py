@@ -10,9 +10,9 @@ import pytest
 
 from coheld import IncompatibleError, Lockable, native
 from coheld.backends import files
-from coheld.backends.base import Capabilities
-from contract.observe import BACKEND, OTHER_URL, URL, is_free
-from support import delays, environments, procs
+from coheld.testing.contract.observe import OTHER_URL, URL, is_free
+from coheld.testing.support import delays, procs
+from tools import environments
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,11 +54,6 @@ def test_one_name_never_means_two_locks() -> None:
     said = procs.run(source + "except coheld.IncompatibleError as error: print(error)")
     ours, theirs = URL.strip(":"), OTHER_URL.strip(":")
     assert ours in said and (theirs in said or "needs the C extension" in said)
-
-
-def test_what_a_backend_can_is_declared() -> None:
-    assert isinstance(BACKEND.CAPABILITIES, Capabilities)
-    assert BACKEND.CAPABILITIES.wakes_without_polling is (URL == "shm:")
 
 
 def test_a_named_lock_of_files_beside_the_extension() -> None:
@@ -184,11 +179,10 @@ def test_it_installs_without_a_compiler_and_works(tmp_path: Path) -> None:
     place = tmp_path / "installed"
     environments.run(sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", str(place), str(wheel))
     assert not list(place.rglob("*.so"))
-    suite = [str(ROOT / "tests" / "contract" / name) for name in ("test_threads.py", "test_reference.py")]
     environment = {**os.environ, "PYTHONPATH": str(place), "COHELD_BACKEND": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *suite]
+    command = [sys.executable, "-m", "coheld.testing", "contract/test_threads.py", "contract/test_reference.py"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=delays.HANG, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=delays.HANG, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"from {place}" in done.stdout and "backend file:" in done.stdout

@@ -28,6 +28,7 @@
     inspecting.py  holder and statistics
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, rm, show, demo
+    testing/       public: the contract of a backend as tests, and what they are made with
 
 Each imports only what stands above it.
 """

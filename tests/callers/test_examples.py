@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support import delays
+from coheld.testing.support import delays
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/howto/leases.md"
 SLOW = """

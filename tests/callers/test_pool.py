@@ -21,8 +21,8 @@ import pytest
 import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Pool, shared
 from coheld.mutex import remove
-from support import delays, effort, procs, states
-from support.exclusion import Exclusion
+from coheld.testing.support import delays, effort, procs, states
+from coheld.testing.support.exclusion import Exclusion
 
 
 @dataclass

@@ -28,7 +28,7 @@ from coheld import (
 )
 from coheld.backends import file
 from coheld.mutex import remove
-from support import delays, effort, procs, states
+from coheld.testing.support import delays, effort, procs, states
 
 Act = Callable[[], Any]
 

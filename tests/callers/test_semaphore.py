@@ -18,7 +18,7 @@ import pytest
 import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio
 from coheld.mutex import remove
-from support import delays, effort, procs, states
+from coheld.testing.support import delays, effort, procs, states
 
 
 class Tally:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support import delays
+from coheld.testing.support import delays
 
 FULL = os.environ.get("COHELD_SWEEP") == "full"
 TESTS = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ from multiprocessing import RLock
 from typing import Protocol
 
 from coheld import Lockable, Owner
+from coheld.testing.support.exclusion import Exclusion, Overlap
 from killsweep.stepper import MARK
-from support.exclusion import Exclusion, Overlap
 
 
 class Role(IntEnum):

@@ -13,7 +13,7 @@ import pytest
 
 import coheld
 from coheld import Lockable, shared
-from support import procs
+from coheld.testing.support import procs
 
 
 class Color(enum.Enum):

@@ -18,8 +18,8 @@ from cli import commands
 from coheld import IncompatibleError, Lockable, StateError, shared
 from coheld.mutex import remove
 from coheld.state import store
+from coheld.testing.support import procs
 from state.things import Shelf
-from support import procs
 
 
 class Big(Lockable):

@@ -12,8 +12,8 @@ from coheld import Lockable, shared
 from coheld.mutex import remove
 from coheld.state import store, view
 from coheld.state.schema import Spec
+from coheld.testing.support import delays, procs
 from state.things import Shelf
-from support import delays, procs
 
 
 def word(obj: Lockable) -> int:

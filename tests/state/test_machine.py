@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import coheld
 from coheld import Lockable, shared
-from support import procs
+from coheld.testing.support import procs
 
 
 class Thing(Lockable):

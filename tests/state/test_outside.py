@@ -16,8 +16,8 @@ from coheld import Lockable, NotLockedError
 from coheld.state import store
 from coheld.state.looking import look
 from coheld.state.view import View
+from coheld.testing.support import delays, procs, states
 from state.things import Shelf
-from support import delays, procs, states
 
 CHANGES: list[Callable[[Shelf], Any]] = [
     lambda s: s.items.append("x"),

@@ -2,8 +2,8 @@
 
 import random
 
+from coheld.testing.support import delays
 from fuzz import states
-from support import delays
 
 
 def test_damaged_states_are_survived(rng: random.Random) -> None:

@@ -20,8 +20,8 @@ import pytest
 import coheld
 from coheld import Lockable, _native, shared
 from coheld.mutex import remove
+from coheld.testing.support import delays, states
 from killsweep.stepper import MARK, Code, Tracee, Walk, build, trace_me
-from support import delays, states
 
 FULL = os.environ.get("COHELD_SWEEP") == "full"
 POINTS = 2000 if FULL else 120

@@ -17,8 +17,8 @@ import pytest
 import coheld
 from coheld import DeadlockError, IncompatibleError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
 from coheld.backends import file, shm
-from support import delays, effort, procs, states
-from support.exclusion import Exclusion
+from coheld.testing.support import delays, effort, procs, states
+from coheld.testing.support.exclusion import Exclusion
 
 
 class Bed(Lockable):

@@ -113,7 +113,7 @@ class Claim:
         """Have the guard of a claim that an interrupt has left."""
         if not other.dead:
             self.fd, self.locked, other.fd = other.fd, other.locked, None
-            if other.leaving:
+            if other.leaving and other.locked:  # else it had cleared it, and the record may be another process's
                 self.cell.depth = 0
 
     def guard(self, open_it: Callable[[], int]) -> bool:
@@ -125,10 +125,14 @@ class Claim:
         return self.locked
 
     def let_go(self) -> None:
-        """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody."""
+        """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody.
+
+        Not said to be locked before that: where an interrupt comes between, the heir locks it again, whoever has it by
+        then.  The other way round it would go in beside another process.
+        """
         if self.fd is not None:
-            unlock_descriptor(self.fd)
             self.locked = False
+            unlock_descriptor(self.fd)
             fd, self.fd = self.fd, None
             close_guard(fd)
 

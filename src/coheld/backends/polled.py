@@ -19,13 +19,15 @@ Then it takes all slots away: those that live are there again at their next look
 from __future__ import annotations
 
 import _thread
+import errno
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from ..errors import TooManyLocksError
 from ..native import RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
 from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
@@ -212,14 +214,26 @@ class Polled(Stateless, Handle):
         """Lock the file.  One that is not there any more, or that another has replaced, guards nothing."""
         open_it = partial(self.resource.open_guard, claim.segment, claim.cell.offset)
         with suppress(FileNotFoundError):
-            if not claim.guard(open_it):
-                return False
+            try:
+                if not claim.guard(open_it):
+                    return False
+            except OSError as error:
+                if error.errno == errno.EMFILE:
+                    self._too_many(error)
+                raise
             if self.resource.guards(claim.segment, claim.fd or 0):
                 return True
         claim.cell.flags |= REMOVED  # the cell is nobody's, and says so to this process's other threads
         self._drop(claim)
         self._attach(id(claim.cell))
         return False
+
+    def _too_many(self, error: OSError) -> NoReturn:
+        raise TooManyLocksError(
+            f"{self.label}: this process has as many open files as it may (ulimit -n), and each lock of files that is "
+            "held takes one; release some first",
+            resource=self.label,
+        ) from error
 
     def _drop(self, claim: claims.Claim) -> None:
         """Give up a claim, and its guard before it."""

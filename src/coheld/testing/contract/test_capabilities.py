@@ -1,0 +1,68 @@
+"""What a backend declares, asserted both ways where no other file does it: how its waiters wait, and if tasks own."""
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from coheld import IncompatibleError, Lockable, aio
+from coheld.backends.base import Capabilities
+from coheld.testing.contract.observe import CAPABILITIES, is_free
+from coheld.testing.support import delays, procs, states
+
+
+class Bed(Lockable):
+    @Lockable.locked
+    async def use(self) -> bool:
+        return is_free(self)
+
+
+def test_they_are_declared() -> None:
+    assert isinstance(CAPABILITIES, Capabilities)
+
+
+def take(link: procs.Link, bed: Bed) -> None:
+    with bed:
+        link.say("got it")
+
+
+def sleeps_of(pid: int) -> int:
+    """How often its main thread has gone to sleep so far."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", text, re.MULTILINE)[0])
+
+
+def test_who_waits_sleeps_or_looks_again_as_declared() -> None:
+    bed, few = Bed(), 5
+    with procs.start(take, bed) as waiter:
+        with bed:
+            waiter.wait_until_blocked()
+            before, since = sleeps_of(waiter.pid), time.monotonic()
+            if CAPABILITIES.wakes_without_polling:
+                states.wait_until(lambda: time.monotonic() > since + delays.MEDIUM, "the time is over")
+                assert sleeps_of(waiter.pid) <= before + few * delays.SCALE
+            else:
+                states.wait_until(lambda: sleeps_of(waiter.pid) > before + few, "it looks again")
+        waiter.expect("got it")
+
+
+def test_a_task_owns_it_or_is_refused_as_declared() -> None:
+    async def main() -> None:
+        bed = Bed()
+        ways = bed.use(), aio.acquire(bed), bed.__aenter__()
+        if not CAPABILITIES.tasks:
+            for way in ways:
+                with pytest.raises(IncompatibleError):
+                    await way
+            assert is_free(bed)
+            return
+        assert not await ways[0] and is_free(bed)
+        for way in ways[1:]:
+            assert await way
+            assert not is_free(bed)
+            bed.release()
+            assert is_free(bed)
+
+    asyncio.run(main())
