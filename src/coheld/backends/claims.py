@@ -35,7 +35,7 @@ class _Process:
     """What belongs to this process alone."""
 
     def __init__(self) -> None:
-        self.forks = 0
+        self.forks = self.copies = 0
         self.descriptors: set[int] = set()
         self.opening = threading.RLock()
         self.begin()
@@ -47,6 +47,7 @@ class _Process:
 
     def prepare(self) -> None:
         self.opening.acquire()
+        self.copies += 1
 
     def stay(self) -> None:
         self.opening.release()
@@ -67,6 +68,11 @@ at_fork(before=_process.prepare, parent=_process.stay, child=_process.become_chi
 def forks() -> int:
     """How many forks are behind this process."""
     return _process.forks
+
+
+def copies() -> int:
+    """The same, and how many this process has made since: what is older than the last one, a child has too."""
+    return _process.copies
 
 
 class Thread:
