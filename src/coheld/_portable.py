@@ -6,7 +6,6 @@ that it was taken for has begun. The lock then stays with its thread until that 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from time import monotonic
 from types import MethodType
 from typing import Any
@@ -15,7 +14,7 @@ from .errors import NotOwnerError
 from .process import at_fork
 from .waiting import FOREVER, patience, seconds_of
 
-RECOVERING, REMOVED, CREATED, WARDED = 1, 2, 4, 8
+RECOVERING, REMOVED, CREATED, WARDED, GUARDED = 1, 2, 4, 8, 16
 LAYOUT_VERSION, HEADER_SIZE = 1, 4096
 _MISSING: Any = object()
 
@@ -106,9 +105,33 @@ class LockableBase:
 
 
 class Field:
-    """A shared field; no class has one here, see state/declaring.py."""
+    """A field whose value all copies of the object share: number index of a schema's."""
 
-    __slots__ = ()
+    def __init__(self, schema: Any, index: int, name: str, _kinds: int, /) -> None:
+        self.schema, self.index, self.__name__ = schema, index, name
+
+    def __get__(self, obj: object, _type: type | None = None) -> Any:
+        return self if obj is None else self.schema._get(lock_of(obj), self.index, obj)
+
+    def __set__(self, obj: object, value: object) -> None:
+        self.schema._set(lock_of(obj), self.index, value, obj)
+
+    def __delete__(self, _obj: object) -> None:
+        raise AttributeError(f"the shared field {self.__name__!r} cannot be deleted")
+
+    def __repr__(self) -> str:
+        return f"<shared field {self.__name__}>"
+
+
+def _release_after(lock: Any, error: BaseException) -> None:
+    """What the call raised is what the caller sees, or the context of what the commit raises."""
+    try:
+        lock.release()
+    except NotOwnerError:
+        pass
+    except BaseException as newer:
+        newer.__context__ = error
+        raise
 
 
 class LockedMethod:
@@ -138,7 +161,7 @@ class LockedMethod:
 
     @property
     def atomic(self) -> bool:
-        """Does an exception undo what the call changed? There is no shared field here that it could have changed."""
+        """Does an exception undo what the call changed?"""
         return self._atomic
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -151,12 +174,31 @@ class LockedMethod:
         try:
             if self._guard is not None:
                 lock._await_guard(self._guard, args[0], deadline, self._timeout)
-            result = self._func(*args, **kwargs)
-        except BaseException:
-            with suppress(NotOwnerError):  # what the call raised is what the caller sees
-                lock.release()
+            call = self._call_atomically if self._atomic else self._func
+            result = call(*args, **kwargs)
+        except BaseException as error:
+            _release_after(lock, error)
             raise
         lock.release()
+        return result
+
+    def _call_atomically(self, obj: object, /, *args: Any, **kwargs: Any) -> Any:
+        lock, succeeded = lock_of(obj), False
+        level = lock.atomic
+        try:
+            saved = lock._enter_atomic()
+        except BaseException:
+            lock._break_atomic(level)
+            raise
+        try:
+            result = self._func(obj, *args, **kwargs)
+            succeeded = True
+        finally:
+            try:
+                lock._leave_atomic(saved, succeeded)
+            except BaseException:
+                lock._break_atomic(level)
+                raise
         return result
 
     def __get__(self, obj: object, _type: type | None = None) -> Any:

@@ -252,7 +252,7 @@ def _pickled_by_value(method: Any) -> bool:
         module = frame.f_globals.get("__name__", "")
         if "cloudpickle" in module or module.partition(".")[0] == "dill":
             return by_value or method.__module__ in frame.f_globals.get("list_registry_pickle_by_value", set)()
-        if module not in ("pickle", __name__):
+        if module not in ("pickle", __name__, native.LockedMethod.__module__):
             return False
         frame = frame.f_back
     return False

@@ -276,6 +276,11 @@ _handles = _Handles()
 at_fork(child=_handles.begin)
 
 
+def views_guard() -> threading.RLock:
+    """Held by whoever attaches a handle, or gives it a view."""
+    return _handles.guard
+
+
 def known(token: tuple[object, ...], make: Callable[[], Handle]) -> Handle:
     """The one handle of what the token says; made if this process has none."""
     with _handles.guard:

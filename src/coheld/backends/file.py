@@ -1,4 +1,4 @@
-"""Locks that files guard, for where there is no native mutex; and the capabilities that they have not.
+"""Locks that files guard, for where there is no native mutex.
 
     name-<escaped name>            one named lock: its header and its cell; it is its own guard
     cells-<pid>-<start>-<random>/  the anonymous locks that one process made:
@@ -6,6 +6,7 @@
         chunk-<n>.<offset>             the guard of one cell
         member-<pid>-<start>           a process that uses them
         gate                           locked for moments, by who joins or looks whether all have gone
+    <the file of a cell>~<offset>.<generation>  the shared state of that lock, see state/store.py
 
 The lock of a name's file is taken on a descriptor of its own each time, opened by the name: who finds that this leads
 to another file than the mapped one has found a lock that was removed.
@@ -287,13 +288,16 @@ class Named:
     def attach(self) -> tuple[Segment, int]:
         return _open_named(self.path, self.name), files.NAMED_CELL
 
+    def find(self) -> tuple[Segment, int]:
+        """The same, and nothing is made. Raises: FileNotFoundError: if there is none."""
+        return _map_named(self.path, self.name), files.NAMED_CELL
+
     def retire(self, segment: Segment) -> None:
         """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
         if not files.same_file(segment.path, segment.identity):
             return
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(segment.path)
+            files.unlink_whole(segment.path)
         except PermissionError:
             if not files.IN_USE_STAYS:
                 raise

@@ -5,6 +5,8 @@
     .new-<pid>-<start>-<random>    any of them, half made
     <one of the first two>~<offset>.<generation>    the shared state of one lock in it, see state/store.py
 
+Locks that files guard have theirs in the same directory, see file.py.
+
 A header stands first in each file.  It is written before the file gets its name, and read before a cell is touched.
 """
 

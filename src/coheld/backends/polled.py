@@ -24,15 +24,17 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from .. import native
+from ..errors import IncompatibleError
 from ..native import RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
 from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
 from . import claims
 from .base import Handle, Resource
 from .record import CELL_SIZE, Cell
-from .stateless import Stateless
+from .stateful import Stateful
 
 _HANDOFF_AGE = 500_000  # ns
 _SLICE = 1_000_000_000  # ns between two looks at the name
@@ -54,14 +56,27 @@ class Place(Resource, Protocol):
         """The cell is never used again, by nobody. Only a lock that never left its process is told so."""
 
 
-class Polled(Stateless, Handle):
+class Polled(Stateful, Handle):
     """A Handle with all that it needs but a place."""
 
     resource: Place
-    __slots__ = ("__weakref__", "_cell", "_check", "_forks", "_owners", "_sleepers", "resource", "segment", "shared")
+    task: None = None
+    __slots__ = (
+        "__weakref__",
+        "_cell",
+        "_check",
+        "_copies",
+        "_forks",
+        "_owners",
+        "_sleepers",
+        "resource",
+        "segment",
+        "shared",
+    )
 
     def __init__(self, resource: Any, segment: Any = None, offset: int = 0, /) -> None:
-        self.resource, self.segment, self.shared = resource, segment, False
+        super().__init__()
+        self.resource, self.segment, self.shared, self._copies = resource, segment, False, claims.copies()
         self._cell: Cell | None = None if segment is None else Cell(segment.map, offset)
         self._check = _NEVER  # when to look at the name again, ns
         self._begin()
@@ -71,12 +86,14 @@ class Polled(Stateless, Handle):
         self._forks = claims.forks()
         self._owners: dict[int, claims.Claim] = {}
         self._sleepers: deque[Any] = deque()
+        self._watchers: deque[Any] = deque()
 
     def bind(self, segment: Any, offset: int, /) -> None:
         """This cell from now on. Raises: ValueError: if none is there."""
         cell = Cell(segment.map, offset) if 0 <= offset <= len(segment.map) - CELL_SIZE else None
         if cell is None or not cell.sane():
             raise ValueError(f"no lock at offset {offset}")
+        self.view = None  # first: what it knows is of the cell before
         self.segment, self._cell, self.shared = segment, cell, True
 
     def watch(self) -> None:
@@ -150,10 +167,20 @@ class Polled(Stateless, Handle):
         if claim.depth > 1:
             claim.depth = claim.cell.depth = claim.depth - 1
         else:
-            self._give(claim)
+            try:
+                self._commit()
+            finally:
+                if self._hold() is not claim:  # what ran in the commit has forked, and this is the child
+                    self._not_owner()
+                self._give(claim)
 
     def _mine(self) -> bool:
-        return self._hold() is not None
+        return self._owns(self._cell)
+
+    def _owns(self, cell: Cell | None) -> bool:
+        """Does the caller hold that cell?  The lock may have got another one since, where files were taken away."""
+        claim = self._hold()
+        return claim is not None and claim.cell is cell
 
     def _hold(self) -> claims.Claim | None:
         """The caller's hold."""
@@ -235,6 +262,12 @@ class Polled(Stateless, Handle):
             self._sleepers.popleft().release()
 
     def _give(self, claim: claims.Claim) -> None:
+        told = self._tell(claim.cell)
+        self._leave(claim)
+        if told:
+            self._wake_watchers()
+
+    def _leave(self, claim: claims.Claim) -> None:
         claim.leaving = True  # interrupted from here on, it is the next try of this thread that goes on
         if self._owners.get(0) is claim:
             claim.cell.depth = 0
@@ -256,7 +289,7 @@ class Polled(Stateless, Handle):
                     return None
                 enrolled = self._place()
                 enrolled.enrol(claims.this_thread().who, since)
-                self._doze(min(nap, left(deadline)))
+                self._doze(min(nap, left(deadline)), self._sleepers)
         finally:
             enrolled.leave(claims.this_thread().who)
         if claim is not None and not claim.depth:
@@ -275,13 +308,12 @@ class Polled(Stateless, Handle):
                 if left(until) <= 0:
                     cell.forget_waiters()
                 return
-            self._doze(LONGEST_NAP / 5)
+            self._doze(LONGEST_NAP / 5, self._sleepers)
 
-    def _doze(self, seconds: float) -> None:
-        """Until a thread of this process gives the lock back, or for so long.  Handlers of signals run."""
+    def _doze(self, seconds: float, sleepers: deque[Any]) -> None:
+        """Until a thread of this process wakes these, or for so long.  Handlers of signals run."""
         alarm = _thread.allocate_lock()
         alarm.acquire()
-        sleepers = self._sleepers
         sleepers.append(alarm)
         try:
             alarm.acquire(timeout=max(0.0, seconds))
@@ -299,6 +331,7 @@ class Polled(Stateless, Handle):
             cell.write_owner(claims.this_thread().who, method.encode(errors="replace"))
             cell.since = time.monotonic_ns()
             cell.acquisitions += 1
+            self._begin_turn()
             claim.depth = 1
             if self._owners.get(0) is not claim:  # a signal's handler came between, and had it
                 claim.depth = 0
@@ -341,10 +374,19 @@ class Polled(Stateless, Handle):
             self._not_owner()
         return result
 
+    def _task_take(self, _obj: object, _method: bytes, _patient: bool, /) -> NoReturn:
+        remedy = f"which does not run here: {native.missing}" if native.missing else "which is the backend shm:"
+        raise IncompatibleError(
+            f"{self.label} is a lock of files: a task that is to own it needs the native mutex, {remedy}",
+            resource=self.label,
+        )
+
     def __del__(self) -> None:
-        """A cell that no other process can know goes back.  Nobody holds it: who does keeps the handle."""
+        """A cell that no other process can know goes back, and the file of its state before it.  Nobody holds it: who
+        does keeps the handle."""
         with suppress(AttributeError, TypeError):  # half made, or the interpreter ends
-            if not self.shared and self._cell is not None and self._forks == claims.forks():
+            if not self.shared and self._cell is not None and self._copies == claims.copies():
+                self._drop_state(self._cell)
                 self.resource.give_back(self._cell.offset)
 
 
