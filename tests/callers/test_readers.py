@@ -18,7 +18,6 @@ import pytest
 import coheld
 from coheld import (
     DeadlockError,
-    IncompatibleError,
     Lockable,
     LockTimeout,
     NotLockedError,
@@ -26,7 +25,6 @@ from coheld import (
     native,
     shared,
 )
-from coheld.backends import file
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
 
@@ -446,9 +444,9 @@ def test_processes_killed_at_any_moment_strand_nobody(tmp_path: Path, rng: rando
 def test_its_file_goes_with_it(coheld_dir: Path) -> None:
     device = Device()
     device.read()
-    assert list(coheld_dir.glob("*.register"))
+    assert list(coheld_dir.rglob("*.register"))
     del device
-    assert not list(coheld_dir.glob("*.register"))
+    assert not list(coheld_dir.rglob("*.register"))
     named = Device(lock_name="bench")
     named.read()
     assert list(coheld_dir.glob("name-bench~*.register"))
@@ -677,14 +675,3 @@ def test_a_reader_cannot_release() -> None:
     device = Device()
     with pytest.raises(NotOwnerError):
         device.read(device.release)
-
-
-def test_on_locks_of_files_it_is_refused_as_they_declare() -> None:
-    with pytest.raises(IncompatibleError, match="exclusive=False"):
-        file_device().read()
-
-
-def file_device() -> Device:
-    device = Device(lock_name="bench", lock_backend="file:")
-    assert not file.CAPABILITIES.tasks
-    return device

@@ -15,9 +15,10 @@ import pytest
 
 import coheld
 from cli import commands
-from coheld import IncompatibleError, Lockable, StateError, shared
+from coheld import IncompatibleError, Lockable, StateError, native, shared
 from coheld.mutex import remove
 from coheld.state import store
+from coheld.state.slots import ENTRY, MAPPED
 from coheld.testing.support import procs
 from state.things import Shelf
 
@@ -198,9 +199,9 @@ def test_anonymous_state_goes_with_its_object(coheld_dir: Path) -> None:
     shelves = [Shelf() for _ in range(20)]
     for shelf in shelves:
         shelf.put("a")
-    assert len(list(coheld_dir.glob("*~*"))) == 20
+    assert len(list(coheld_dir.rglob("*~*"))) == 20
     del shelf, shelves
-    assert not list(coheld_dir.glob("*~*"))
+    assert not list(coheld_dir.rglob("*~*"))
     assert Shelf().items == []  # in a cell that was used before
 
 
@@ -233,9 +234,9 @@ def test_what_a_dead_process_leaves_is_swept(coheld_dir: Path) -> None:
     assert not list(coheld_dir.iterdir())
     with procs.program(source + "print('ready'); input()") as worker:
         worker.expect("ready")
-        assert list(coheld_dir.glob("arena-*~*"))
+        assert list(coheld_dir.rglob("*~*"))
         worker.kill()
-    assert list(coheld_dir.glob("arena-*~*"))
+    assert list(coheld_dir.rglob("*~*"))
     procs.run(source)
     assert not list(coheld_dir.iterdir())
 
@@ -367,18 +368,22 @@ def test_damaged_values_are_reported(coheld_dir: Path, where: str) -> None:
         shelf.items, shelf.count = ["long enough for the heap"] * 9, 5
     word = shelf.__lock__.version
     state = store.opened(shelf.__lock__.segment.path, shelf.__lock__.segment.identity, shelf.__lock__.offset, 1)
-    begin = state.slots[word & 1] + store.ENTRY.size * 2  # count, index, items, …
+    begin = state.slots[word & 1] + ENTRY.size * 2  # count, index, items, …
     if where == "length":
-        struct.pack_into("=I", state.memory, begin + 8, 1 << 30)
+        state.put(begin + 8, struct.pack("=I", 1 << 30))
     elif where == "place":
-        struct.pack_into("=Q", state.memory, begin + 12, 1 << 60)
+        state.put(begin + 12, struct.pack("=Q", 1 << 60))
     else:
-        state.memory[state.entries(word & 1)[2].place[0]] = 0xC1
+        state.put(state.entries(word)[2].place[0], b"\xc1")
     assert procs.run(DAMAGED).splitlines() == ["damaged"] * 3
     with pytest.raises(IncompatibleError, match="damaged"):
         _ = shelf.items
     assert coheld.holder(shelf) is None
-    assert shelf.count == 5  # which is not
+    if where == "bytes" or state.head.magic == MAPPED:
+        assert shelf.count == 5  # which is not
+    else:
+        with pytest.raises(IncompatibleError, match="damaged"):  # a slot is confirmed as a whole
+            _ = shelf.count
     done = show("s")
     assert done.returncode == 125 and "damaged" in done.stderr
 
@@ -428,7 +433,8 @@ def test_show() -> None:
     with shelf:
         shelf.items, shelf.index = ["a", "b"], {"x": [1]}
     done = show("s")
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if not native.missing or "C extension" not in line] == []
     assert "s: 1 commits" in done.stdout and "items  list[str]" in done.stdout and "['a', 'b']" in done.stdout
     with procs.start(hold) as holder:
         holder.expect("holding")

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import DeadlockError, IncompatibleError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
-from coheld.backends import file, shm
+from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
 from coheld.testing.support import delays, effort, procs, states
 from coheld.testing.support.exclusion import Exclusion
 
@@ -595,14 +594,3 @@ def test_aio_is_there_where_it_is_used_and_not_before() -> None:
     assert procs.run(asked).split() == ["False", "acquire", "True"]
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         coheld.other  # noqa: B018
-
-
-def test_on_locks_of_files_it_is_refused_as_they_declare() -> None:
-    async def main() -> None:
-        bed = Bed(lock_name="bed", lock_backend="file:")
-        for attempt in (bed.work(), aio.acquire(bed), bed.__aenter__()):
-            with pytest.raises(IncompatibleError, match="needs the native mutex"):
-                await attempt
-        assert not file.CAPABILITIES.tasks and shm.CAPABILITIES.tasks and free(bed)
-
-    run(main)

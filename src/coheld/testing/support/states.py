@@ -103,7 +103,8 @@ def blocked_in_futex(pid: int, tid: int | None = None) -> FutexWait | None:
 
 
 def blocked(pid: int, tid: int | None = None) -> int | None:
-    """The thread of that process (None: any) that waits for a lock: in the kernel, or by looking again and again.
+    """The thread of that process (None: any) that waits for a lock or a guard: in the kernel, or by looking again and
+    again.
 
     Use with `wait_until`: it tells that somebody truly waits for a lock, not only that he is about to.
     """
@@ -122,7 +123,8 @@ def _enrolled() -> Iterator[tuple[int, int]]:
             first = NAMED_CELL if path.name.startswith("name-") else HEADER_SIZE
             for offset in range(first, len(data) - CELL_SIZE + 1, CELL_SIZE):
                 cell = Cell(data, offset)
-                yield from ((waiter[0], waiter[2]) for waiter in (cell.waiters() if cell.sane() else []))
+                found = [*cell.waiters(), *cell.watchers()] if cell.sane() else []
+                yield from ((one[0], one[2]) for one in found)
 
 
 def wait_until_blocked(pid: int, tid: int | None = None) -> int:
