@@ -17,8 +17,8 @@
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
                    with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
-                   claims.py and record.py for how
-    state/         shared(): fields, their encoding, files, growth; snapshot
+                   stateful.py, claims.py and record.py for how
+    state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
