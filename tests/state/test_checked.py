@@ -1,5 +1,6 @@
 """The state beside a lock of files: what a reader accepts, whatever it sees first; what it costs, and when it goes."""
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -12,7 +13,7 @@ import pytest
 
 import coheld
 from coheld import IncompatibleError, native
-from coheld.backends import files, of_scheme
+from coheld.backends import file, files, of_scheme
 from coheld.state import slots, store
 from state.things import Shelf
 from support import delays, procs
@@ -156,6 +157,30 @@ try: shelf.put("a")
 except coheld.BackendError as error: print(error)
 else: print""",
 )
+
+
+def test_a_state_outlives_a_restart(shelf: Shelf) -> None:
+    """On a disk, which may have another number then; whoever held the lock is dead, and had committed nothing more."""
+    lock = shelf.__lock__
+    device, inode = lock.segment.identity
+    assert store.opened(lock.segment.path, (device + 1, inode), lock.offset, 1).head.device == device
+    with pytest.raises(IncompatibleError, match="of another resource"):
+        store.opened(lock.segment.path, (device, inode + 1), lock.offset, 1)
+    with procs.start(hold, shelf) as holder:
+        holder.expect("holding")
+        holder.kill()
+    header = file.header_here(files.NAMED, "shelf")
+    with open(lock.segment.path, "r+b") as raw:
+        raw.write(dataclasses.replace(header, boot=b"0" * 36).pack())
+    assert procs.run(LOOK).strip() == str(shelf.items)
+    assert procs.run(PUT).strip() == str(shelf.items)
+
+
+def hold(link: procs.Link, shelf: Shelf) -> None:
+    with shelf:
+        shelf.put("unfinished")
+        link.say("holding")
+        link.wait_for("never")
 
 
 def test_a_child_has_the_state_though_its_parent_has_dropped_the_object() -> None:
