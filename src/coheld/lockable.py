@@ -231,7 +231,7 @@ def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = No
 
     Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.
     DeadlockError: inside of an atomic call that has changed something, or for a task, whose loop it would block: see
-    coheld.aio.wait_for.  IncompatibleError: on a lock of files.
+    coheld.aio.wait_for.
     """
     lock: Handle = native.lock_of(obj)
     native.LockedMethod(id, timeout, b"")  # a bad timeout raises

@@ -1,5 +1,6 @@
 """The state beside a lock of files: what a reader accepts, whatever it sees first; what it costs, and when it goes."""
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -13,7 +14,7 @@ from support import delays, procs
 
 import coheld
 from coheld import IncompatibleError, native
-from coheld.backends import of_scheme
+from coheld.backends import file, files, of_scheme
 from coheld.state import slots, store
 from state.things import Shelf
 
@@ -121,6 +122,65 @@ def test_a_file_that_was_taken_away_is_not_written_to(coheld_dir: Path, shelf: S
         path.write_bytes(content)
         path.chmod(0o600)
     assert path.read_bytes() == content and coheld.holder(shelf) is None
+
+
+def test_a_new_name_is_not_taken_off_by_who_saw_the_old_one(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> None:
+    """Who removed it was killed on the way; two find that, and one makes it anew while the other is not done."""
+    with shelf:
+        shelf.__lock__._flag(native.REMOVED, True)
+    unlink_whole, overtaking = files.unlink_whole, []
+
+    def slowly(path: str) -> None:
+        monkeypatch.setattr(files, "unlink_whole", unlink_whole)
+        overtaking.append(procs.run(PUT).strip())
+        unlink_whole(path)
+
+    monkeypatch.setattr(files, "unlink_whole", slowly)
+    assert shelf.items == []
+    if "kept locked" in overtaking[0]:  # it could not, and tries again
+        assert procs.run(PUT).strip() == "['a']"
+    assert procs.run(LOOK).strip() == "['a']"
+    assert shelf.items == ["a"]
+
+
+LOOK = """
+import sys; sys.path.insert(0, "tests")
+import coheld
+from state.things import Shelf
+shelf = Shelf(lock_name="shelf", lock_backend="file:")
+print(shelf.items)
+"""
+PUT = LOOK.replace(
+    "print",
+    """
+try: shelf.put("a")
+except coheld.BackendError as error: print(error)
+else: print""",
+)
+
+
+def test_a_state_outlives_a_restart(shelf: Shelf) -> None:
+    """On a disk, which may have another number then; whoever held the lock is dead, and had committed nothing more."""
+    lock = shelf.__lock__
+    device, inode = lock.segment.identity
+    assert store.opened(lock.segment.path, (device + 1, inode), lock.offset, 1).head.device == device
+    with pytest.raises(IncompatibleError, match="of another resource"):
+        store.opened(lock.segment.path, (device, inode + 1), lock.offset, 1)
+    with procs.start(hold, shelf) as holder:
+        holder.expect("holding")
+        holder.kill()
+    header = file.header_here(files.NAMED, "shelf")
+    with open(lock.segment.path, "r+b") as raw:
+        raw.write(dataclasses.replace(header, boot=b"0" * 36).pack())
+    assert procs.run(LOOK).strip() == str(shelf.items)
+    assert procs.run(PUT).strip() == str(shelf.items)
+
+
+def hold(link: procs.Link, shelf: Shelf) -> None:
+    with shelf:
+        shelf.put("unfinished")
+        link.say("holding")
+        link.wait_for("never")
 
 
 def test_a_child_has_the_state_though_its_parent_has_dropped_the_object() -> None:

@@ -26,7 +26,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from .. import native
@@ -303,15 +303,19 @@ class Named:
         return _map_named(self.path, self.name, self.kind), files.NAMED_CELL
 
     def retire(self, segment: Segment) -> None:
-        """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
-        if not files.same_file(segment.path, segment.identity):
-            return
-        try:
-            files.unlink_whole(segment.path)
-        except PermissionError:
-            if not files.IN_USE_STAYS:
-                raise
-            Cell(segment.map, files.NAMED_CELL).renew()  # the file stays, and is the new lock of that name
+        """The cell is marked REMOVED.  Who did that may have been killed before it took the name off.
+
+        By one at a time: between the look at the name and its end nobody can make it anew, with a state of its own.
+        """
+        with suppress(FileNotFoundError), _alone_in(self.directory):
+            if not files.same_file(segment.path, segment.identity):
+                return
+            try:
+                files.unlink_whole(segment.path)
+            except PermissionError:
+                if not files.IN_USE_STAYS:
+                    raise
+                Cell(segment.map, files.NAMED_CELL).renew()  # the file stays, and is the new lock of that name
 
     def open_guard(self, segment: Segment, _offset: int) -> int:
         return files.open_checked(segment.path)
@@ -325,6 +329,13 @@ class Named:
 
     def label(self, _offset: int) -> str:
         return repr(self.name)
+
+
+def _alone_in(directory: str) -> AbstractContextManager[object]:
+    """For moments, among all who take names off there.  Where a file in use stays, nobody can: who would, uses it."""
+    if files.IN_USE_STAYS:
+        return nullcontext()
+    return claims.briefly(lambda: os.open(directory, os.O_RDONLY), directory)
 
 
 def named(name: str) -> Named:

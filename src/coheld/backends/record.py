@@ -122,15 +122,13 @@ class Cell:
     # -- waiters -------------------------------------------------------------------------------------------------------
 
     def enrol(self, who: Who, since: int) -> None:
-        """Have a slot, if one is free."""
-        free = None
-        for at, found in self._slots():
-            if found[:3] == who:
-                return
-            if not found[0] and free is None:
-                free = at
-        if free is not None:
-            _SLOT.pack_into(self.map, free, *who, since)
+        """Have a slot, if one is free; who waits for the lock can have that of one who waits for a guard."""
+        slots = list(self._slots())
+        if any(found[:3] == who for _, found in slots):
+            return
+        places = [at for at, found in slots if not found[0]] or [at for at, found in slots if since and not found[3]]
+        if places:
+            _SLOT.pack_into(self.map, places[0], *who, since)
 
     def leave(self, who: Who) -> None:
         """Give it back."""

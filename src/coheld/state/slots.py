@@ -200,9 +200,11 @@ class CheckedFile(StateFile):
 
     and what a reader accepts under a word is what that commit has stored, but for one mixture in 2**32.  Nothing is
     assumed of the order in which stores become visible, but that they do, within some milliseconds: store.consistently
-    takes no earlier look for damage.  What was confirmed once stays right: a word names one commit for ever.
+    takes no earlier look for damage.  A machine of 32 bits may store the word itself in halves: none fits what is half
+    another.  What was confirmed once stays right: a word names one commit for ever.
 
     Between owners there is order: the lock of a file is given and taken by the kernel.
+    tests/models/checked_model.py searches this, on a machine that orders nothing else.
 
     The file is opened for each look and each change, which is cheap beside taking the lock.  So an object with shared
     state keeps no descriptor, and the file can be replaced and removed also where one that is mapped cannot.

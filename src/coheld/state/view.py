@@ -51,15 +51,6 @@ class View(_Half):
         self.files: dict[int, StateFile] = {}
         self.handed: dict[int, bytes] = {}  # encodings of what the owner has got, as it was when he got it
 
-    # -- what the halves have of their own -----------------------------------------------------------------------------
-
-    def _map_for(self, outside: bool, state: StateFile) -> None:
-        """The other half reads this file from now on, or nothing by itself."""
-
-    def _value_inside(self, obj: object, index: int) -> Any:
-        """By the owner: a value that it may change."""
-        raise NotImplementedError
-
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _file(self, generation: int) -> StateFile:
@@ -82,6 +73,9 @@ class View(_Half):
             else:
                 continue
             raise IncompatibleError(f"the state of {self.label} is of another schema: {why}", resource=self.label)
+
+    def _map_for(self, outside: bool, state: StateFile) -> None:
+        """The other half, if it reads files by itself, reads this one from now on."""
 
     def _index(self, state: StateFile) -> list[int | None]:
         """For each field, its place in the file; None where the file is of an older class and has none."""
@@ -383,12 +377,6 @@ class PlainView(View, Plain):
 
     magic = CHECKED
 
-    def _map_for(self, outside: bool, state: StateFile) -> None:
-        pass
-
-    def _value_inside(self, obj: object, index: int) -> Any:
-        return Plain._value_inside(self, obj, index)
-
 
 if not native.missing:
 
@@ -403,6 +391,7 @@ if not native.missing:
             self._map(outside, memory, state.head.generation, *state.slots)
 
         def _value_inside(self, obj: object, index: int) -> Any:
+            """As it is in the critical section, for the owner."""
             return getattr(obj, self.schema.names[index])
 
 
