@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import table
 from bench.measure import QUICK, Plan
-from bench.rows import call, death, importing, making, million, state, tasks, throughput, turns
+from bench.rows import call, death, importing, making, million, permits, readers, state, tasks, throughput, turns
 
 ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "call": call.measure,
@@ -23,6 +23,8 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "million": million.measure,
     "state": state.measure,
     "tasks": tasks.measure,
+    "readers": readers.measure,
+    "permits": permits.measure,
     "import": importing.measure,
 }
 

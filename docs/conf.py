@@ -16,10 +16,8 @@ exclude_patterns = ["_build"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
-nitpick_ignore = [
-    ("py:class", name) for name in ("coheld.lockable.F", "coheld.lockable.T", "coheld.state.T", "coheld.aio.T")
-]
-nitpick_ignore += [("py:class", "collections.abc.Callable")]
+nitpick_ignore = [("py:class", f"coheld.{name}") for name in ("lockable.F", "lockable.T", "state.T", "aio.T", "pool.R")]
+nitpick_ignore += [("py:class", f"collections.abc.{name}") for name in ("Callable", "Iterable")]
 
 html_theme = "furo"
 html_title = f"coheld {version}"

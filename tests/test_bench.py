@@ -26,7 +26,9 @@ PEERS = {
         "without the list",
         "no shared fields",
     },
-    "tasks": {"", "asyncio.Lock", "filelock async"},
+    "tasks": {"", "asyncio.Lock", "filelock async", "without us"},
+    "readers": {"one process", "fasteners readers", "filelock readers"},
+    "permits": {"", "mp.Semaphore"},
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
 BARS = {
@@ -37,7 +39,9 @@ BARS = {
     "making": 1,
     "million": 3,
     "state": 7,
-    "tasks": 3,
+    "tasks": 5,
+    "readers": 3,
+    "permits": 2,
     "import": 2,
 }
 

@@ -160,7 +160,7 @@ def test_links_between_pages_lead_somewhere(path: Path) -> None:
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
     assert re.search(rf"^\.\. (auto\w+|data):: {name}$", text, re.MULTILINE)
-    assert name == "__version__" or vars(coheld)[name].__doc__
+    assert name == "__version__" or getattr(coheld, name).__doc__
 
 
 PICTURES = runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))["PICTURES"]

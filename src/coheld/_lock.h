@@ -117,7 +117,7 @@ static const uint64_t HANDOFF_SLEEP = 10 * MS; /* how long a newcomer lets other
 static const uint64_t EXAMINE_AFTER = 200 * MS; /* the same owner for so long: is it alive? */
 static const uint64_t SLICE = 1000 * MS; /* no sleep is longer; in a queue that takes longer the order is not kept */
 
-static const uint64_t TASK_SLICE = 20 * MS; /* of a sleep behind a task: no kernel says that its process has died */
+static const uint64_t TASK_SLICE = 12 * MS; /* of a sleep behind a task: no kernel says that its process has died */
 
 enum { RECOVERING = 1, REMOVED = 2, CREATED = 4, WARDED = 8, GUARDED = 16, TASKED = 32, READERS = 64 };
 enum { TASK_GONE = 1, TASK_LEAVING = 2, TASK_STEP = 4 }; /* of the nonce */

@@ -89,6 +89,7 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
     if (!r) return -1;
     Table *t = r->table;
     int rc = 0;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* behind the lock, before the counts */
     while (!rc && register_busy(r)) {
         STORE(&t->wanted, 1);
         uint32_t news = __atomic_load_n(&t->news, __ATOMIC_SEQ_CST);
@@ -133,7 +134,8 @@ static Register *read_from_now_on(Mutex *self, Cell *c) {
 static inline int open_to_readers(const Mutex *self, Cell *c) {
     if (__atomic_load_n(word_of(c), __ATOMIC_SEQ_CST) & (int)(FUTEX_TID_MASK | FUTEX_OWNER_DIED)) return 0;
     if (__atomic_load_n(&c->flags, __ATOMIC_SEQ_CST) & (TASKED | RECOVERING | REMOVED | WARDED)) return 0;
-    return clock_ns(CLOCK_MONOTONIC_COARSE) < LOAD(&self->next_check);
+    uint64_t check = LOAD(&self->next_check);
+    return check == FOREVER || clock_ns(CLOCK_MONOTONIC_COARSE) < check;
 }
 
 /* In without the mutex: 1; 0: it has to be asked for. */

@@ -182,6 +182,9 @@ class Pool(Generic[R]):
         return f"<Pool {native.lock_of(self._ledger).label}: {len(self.free())} of {len(self)} free>"
 
 
+Pool.__module__ = "coheld"  # as its users know it
+
+
 class Lease(Generic[R]):
     """One request of a pool, and what it got: see Pool.lease."""
 

@@ -25,13 +25,14 @@ class Semaphore(native.SemaphoreBase):
 
     ``with semaphore:``, ``async with semaphore:``, acquire and release; coheld.aio.acquire for a task, with a time-out.
 
-    value: how many permits there are, 1 to 10,000.  name, backend: as lock_name and lock_backend of Lockable.
+    value: how many permits there are, 1 to 10,000; one by default, as in threading.  name, backend: as lock_name and
+    lock_backend of Lockable.
 
     Raises: TypeError, ValueError: if value is no such number, or name or backend is none.  IncompatibleError: if what
     has that name has another value, or is no semaphore.  OSError: if there is no room for it.
     """
 
-    def __init__(self, value: int, name: str | None = None, backend: str | None = None) -> None:
+    def __init__(self, value: int = 1, name: str | None = None, backend: str | None = None) -> None:
         if isinstance(value, bool) or not hasattr(type(value), "__index__"):
             raise TypeError(f"value must be a number of permits, not {type(value).__name__}")
         if not 1 <= value <= MOST:

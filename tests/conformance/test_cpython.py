@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from coheld import Lockable
+from coheld import Lockable, Semaphore
 from support import delays
 
 try:
@@ -34,12 +34,21 @@ MAKERS: dict[str, Callable[[], object]] = {
     "__lock__": lambda: Lockable().__lock__,
 }
 
+PERMITS: dict[str, Callable[..., object]] = {
+    "anonymous": Semaphore,
+    "named": lambda value=1: Semaphore(value, f"conformance-{next(_numbers)}"),
+}
+
 SUITES: dict[str, type] = {
     "threading": lock_tests.RLockTests,
     "multiprocessing": _test_multiprocessing._TestLock,
+    "semaphore": lock_tests.BoundedSemaphoreTests,
 }
 
+RECURSIVE = ("threading", "multiprocessing")
+
 DISPLAY = "what repr says is each class's own; ours names the resource and the holder"
+TIMEOUT = "another rule: a timeout of zero or less tries once, and one beside blocking=False is not looked at"
 PRIVATE = "a private helper of threading.Condition, which a Lockable does not put into the user's namespace"
 LOCKED = "a Lockable puts acquire and release into the user's namespace, and no more: coheld.holder answers it"
 PLAIN = "about a lock that is not recursive"
@@ -50,10 +59,11 @@ EXCEPTED = {
     "threading.test__is_owned": PRIVATE,
     "threading.test_recursion_count": PRIVATE,
     "threading.test_release_save_unacquired": PRIVATE,
-    "threading.test_timeout": "another rule than the reference's: a timeout of zero or less tries once, and one beside "
-    "blocking=False is not looked at",
+    "threading.test_timeout": TIMEOUT,
     "threading.test_locked": LOCKED,
     "threading.test_locked_with_2threads": LOCKED,
+    "semaphore.test_repr": DISPLAY,
+    "semaphore.test_acquire_timeout": TIMEOUT,
     "multiprocessing.test_lock": PLAIN,
     "multiprocessing.test_repr_lock": DISPLAY,
     "multiprocessing.test_repr_rlock": DISPLAY,
@@ -63,9 +73,9 @@ EXCEPTED = {
 """What does not apply, and why. Some exist in some versions of Python only. One that passes after all is a failure."""
 
 
-def bound(suite: type, make: Callable[[], object]) -> type[unittest.TestCase]:
-    """The suite, asking for its locks here."""
-    members = dict.fromkeys(("locktype", "Lock", "RLock"), staticmethod(make))
+def bound(suite: type, make: Callable[..., object]) -> type[unittest.TestCase]:
+    """The suite, asking for its locks and semaphores here."""
+    members = dict.fromkeys(("locktype", "semtype", "Lock", "RLock"), staticmethod(make))
     bases = (suite,) if issubclass(suite, unittest.TestCase) else (suite, unittest.TestCase)  # some are mixins
     return type(suite.__name__, bases, {**members, "TYPE": "processes"})
 
@@ -80,7 +90,7 @@ def marked(name: str) -> object:
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("name", [marked(name) for suite in SUITES for name in names_of(suite)])
+@pytest.mark.parametrize("name", [marked(name) for suite in RECURSIVE for name in names_of(suite)])
 def test_what_cpython_asks_of_a_recursive_lock(name: str, make: Callable[[], object]) -> None:
     suite, _, method = name.partition(".")
     case = bound(SUITES[suite], make)(method)
@@ -97,9 +107,15 @@ def succeed(case: unittest.TestCase) -> None:
     assert result.testsRun == 1
 
 
+@pytest.mark.parametrize("make", PERMITS.values(), ids=PERMITS)
+@pytest.mark.parametrize("name", [marked(name) for name in names_of("semaphore")])
+def test_what_cpython_asks_of_a_bounded_semaphore(name: str, make: Callable[[int], object]) -> None:
+    succeed(bound(SUITES["semaphore"], make)(name.partition(".")[2]))
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_there_is_something_to_run(suite: str) -> None:
-    assert len(set(names_of(suite)) - set(EXCEPTED)) >= {"threading": 10, "multiprocessing": 2}[suite]
+    assert len(set(names_of(suite)) - set(EXCEPTED)) >= {"threading": 10, "multiprocessing": 2, "semaphore": 10}[suite]
 
 
 class Unfair:
