@@ -1,8 +1,9 @@
 """The register beside a cell in shared memory: which processes are in, and how many times each; see _register.h.
 
-    <resource's file>~<offset of its cell>.register
+    <resource's file>~<offset of its cell>.<inode of the file>.register
 
-A head, written before the file gets its name, which is checked before anything in it is used; then a record for each
+The inode, so that who still has a file that has lost its name does not put its register in the place of another's.  A
+head, written before the file gets its name, which is checked before anything in it is used; then a record for each
 process.  It is made, opened and enlarged by the owner of the mutex, and goes with the resource's file.
 """
 
@@ -111,7 +112,7 @@ def existing(segment: Any, offset: int) -> Register | None:
 
 def _place(segment: Any, offset: int, value: int) -> tuple[str, Head]:
     device, inode = segment.identity
-    return f"{segment.path}~{offset}.register", Head(device, inode, files.boot_id(), value)
+    return f"{segment.path}~{offset}.{inode:x}.register", Head(device, inode, files.boot_id(), value)
 
 
 def _checked(path: str, here: Head) -> Register:
