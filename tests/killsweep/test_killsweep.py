@@ -93,8 +93,9 @@ def test_what_is_counted_comes_back(scene: str, subject: str, number: int, rng: 
 
 
 @pytest.mark.hang_limit(1800)
-@pytest.mark.parametrize("scene", ["alone", "waiter", "rival"])
+@pytest.mark.parametrize("scene", ["alone", "rival", "joined"])
 def test_a_task_that_owns_is_killed(scene: str, rng: random.Random) -> None:
+    """Not where it has to wait: the thread that does so in its stead cannot be stepped as well."""
     much = ["--most", "400", "--others", "400"] if FULL else ["--most", str(effort.rounds(30)), "--others", "20"]
     sound(sweep(rng, "--scene", scene, "--subject", "Task", *much))
 
