@@ -17,9 +17,9 @@
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
-                   with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py, stateful.py,
-                   called.py, claims.py and record.py for how; who reads or has permits, and how many times: beside.py,
-                   with register.py in shared memory, and tally.py and permits.py for files
+                   with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
+                   stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
+                   register.py in shared memory, and tally.py and permits.py for files
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them

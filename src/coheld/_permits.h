@@ -49,16 +49,17 @@ static int permits_enter(Semaphore *s, uint64_t deadline) {
     return 1;
 }
 
-/* A permit for this process, if one is free.  1; 0: none; -1: raised. */
+/* A permit for this process, if one is free.  1; 0: none; -1: raised.  The record comes first: a signal's handler that
+ * runs while the file grows may take the last permit. */
 static int permit_grab(Semaphore *s) {
     Register *r = s->mutex->readers;
-    if (UNLIKELY(!r->table->free)) register_reap(r);
-    if (!r->table->free) return 0;
     if (UNLIKELY(!register_mine(r))) {
         int rc = register_claim(r);
         if (rc && call_hook(r, "grow", NULL) < 0) return -1;
         if (rc && register_claim(r)) return PyErr_SetFromErrno(PyExc_OSError), -1;
     }
+    if (UNLIKELY(!r->table->free)) register_reap(r);
+    if (!r->table->free) return 0;
     Entrant *e = register_mine(r);
     r->table->free--;
     STORE(&e->count, LOAD(&e->count) + 1);
@@ -203,6 +204,7 @@ static int semaphore_give(Semaphore *s, uint32_t count) {
     if (LIKELY(permits_give_quickly(s, count))) return 0;
     if (permits_enter(s, FOREVER) < 0) return -1;
     Register *r = s->mutex->readers;
+    if (!register_mine(r) && register_find(r) < register_used(r)) register_claim(r);
     Entrant *e = register_mine(r);
     uint32_t held = e ? LOAD(&e->count) : 0;
     if (UNLIKELY(held < count)) {

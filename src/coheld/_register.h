@@ -80,13 +80,18 @@ static inline Entrant *register_mine(const Register *r) {
 
 /* ==== 2. By the owner of the mutex ==== */
 
+/* The number of this process's record, also of one that it claimed by a handle that it has dropped; used: it has none. */
+static uint32_t register_find(const Register *r) {
+    uint32_t used = register_used(r), at = 0;
+    while (at < used && r->table->entrants[at].who != LOAD(&process.who)) at++;
+    return at;
+}
+
 /* A record for this process: its own, a dead one's, or a new one.  0; ENOSPC: the file is full. */
 static int register_claim(Register *r) {
     Table *t = r->table;
-    uint32_t used = register_used(r), at = used;
+    uint32_t used = register_used(r), at = register_find(r);
     uint64_t who = LOAD(&process.who);
-    for (uint32_t i = 0; i < used; i++)
-        if (t->entrants[i].who == who) at = i;
     for (uint32_t i = 0; at == used && i < used; i++)
         if (process_gone(t->entrants[i].who)) at = i;
     if (at == used && (used >= r->most || used >= t->room)) return ENOSPC;

@@ -121,10 +121,11 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
         try:
             return await fn(self, *args, **kwargs)
         finally:
-            readers[task] -= 1
-            if not readers[task]:
-                del readers[task]
-            how.leave()
+            how.leave()  # first, and whatever comes: of a task that the garbage collector ends nothing is left here
+            if (depth := readers.get(task, 0)) > 1:
+                readers[task] = depth - 1
+            else:
+                readers.pop(task, None)
 
     return functools.update_wrapper(call, fn)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from secrets import randbits
 from time import monotonic
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -24,7 +25,8 @@ _SLICE = 0.05
 
 @dataclass(frozen=True)
 class _Request:
-    """A wait for one of those keys.  Of a process, whose death ends it."""
+    """A wait for one of those keys.  Of a process, whose death ends it.  number: whoever asks has drawn it, and can
+    withdraw what it asked for wherever an interrupt came."""
 
     number: int
     pid: int
@@ -45,15 +47,12 @@ class _Ledger(Lockable):
     """Who has what, and who waits for what, in the order in which they came.  A free resource goes to the first that it
     fits: each takes its own, and leaves what an earlier one could have."""
 
-    requests: int = shared(0)
     leases: dict[str, _Lease] = shared(default_factory=dict)
     queue: list[_Request] = shared(default_factory=list)
 
-    def ask(self, keys: list[str]) -> int:
-        """By the owner: the number of a new request, the last in the queue."""
-        self.requests += 1
-        self.queue.append(_Request(self.requests, *_me(), keys))
-        return self.requests
+    def serve(self, steps: waiting.Steps[str]) -> str:
+        """By the owner, of a thread."""
+        return waiting.run(steps, native.lock_of(self))
 
     def fitting(self, number: int) -> str | None:
         """By the owner: what the request may take now."""
@@ -119,6 +118,23 @@ class _Ledger(Lockable):
 def _me() -> tuple[int, int]:
     pid = os.getpid()
     return pid, start_of(pid) or 0
+
+
+def _surely(act: Callable[[], None]) -> None:
+    """act(), and again where an interrupt has broken it off, which is raised after that: nothing is lost by that."""
+    interrupted: BaseException | None = None
+    while True:
+        try:
+            act()
+            break
+        except (CoheldError, OSError):
+            if interrupted is None:
+                raise
+            break  # done already, when the interrupt came
+        except BaseException as error:  # of a signal's handler; whoever has the ledger has it for moments
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 def _moments(deadline: float) -> float:
@@ -195,17 +211,13 @@ class Lease(Generic[R]):
 
     def __enter__(self) -> R:
         ledger, deadline = self._begin()
+        serve = Lockable.locked(timeout=_moments(deadline))(_Ledger.serve)  # no interrupt comes between lock and body
         try:
-            if not ledger.acquire(timeout=_moments(deadline)):
-                raise LockTimeout
-            try:
-                self._key = waiting.run(self._steps(deadline), native.lock_of(ledger))
-            finally:
-                ledger.release()
+            self._key = serve(ledger, self._steps(deadline))
+            return self._got()
         except BaseException as error:
-            self._forget()
+            _surely(self._forget)
             raise self._said(error) from None
-        return self._got()
 
     async def __aenter__(self) -> R:
         from . import aio
@@ -224,25 +236,16 @@ class Lease(Generic[R]):
         return self._got()
 
     def __exit__(self, *_exception: object) -> None:
-        interrupted = None
-        while True:
-            try:
-                self._give_back()
-                break
-            except (CoheldError, OSError):
-                raise
-            except BaseException as error:  # a signal's handler has raised; whoever has the ledger has it for moments
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
+        _surely(self._give_back)
 
     async def __aexit__(self, *_exception: object) -> None:
         await self._whatever_comes(self._give_back)
 
     def _steps(self, deadline: float) -> waiting.Steps[str]:
-        ledger = self._pool._ledger
-        self._number = ledger.ask(self._keys)
-        return (yield from ledger.steps(self._number, deadline))
+        ledger, number = self._pool._ledger, self._number
+        assert number is not None
+        ledger.queue.append(_Request(number, *_me(), self._keys))
+        return (yield from ledger.steps(number, deadline))
 
     async def _whatever_comes(self, act: Callable[[], None]) -> None:
         """act(), with the ledger; who is cancelled meanwhile is so after that."""
@@ -271,12 +274,13 @@ class Lease(Generic[R]):
 
     def _forget(self) -> None:
         """Nothing of the request is left."""
-        if self._number is not None:
-            self._pool._ledger.forget(self._number)
+        assert self._number is not None
+        self._pool._ledger.forget(self._number)
 
     def _begin(self) -> tuple[_Ledger, float]:
         if self._number is not None:
             raise RuntimeError("a lease is for one use: call pool.lease() again")
+        self._number = randbits(62)
         return self._pool._ledger, monotonic() + self._seconds
 
     def _got(self) -> R:
@@ -284,7 +288,7 @@ class Lease(Generic[R]):
         return self._pool._resources[self._key]
 
     def _said(self, error: BaseException) -> BaseException:
-        return self._not_got() if isinstance(error, LockTimeout) and error.resource is None else error
+        return self._not_got() if isinstance(error, LockTimeout) else error
 
     def _not_got(self) -> LockTimeout:
         ledger, label = self._pool._ledger, native.lock_of(self._pool._ledger).label

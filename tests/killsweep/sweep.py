@@ -25,7 +25,7 @@ import coheld._native
 from coheld.testing.support import delays
 from killsweep.stepper import Code, Lost, build
 from killsweep.trial import ASLEEP, PROMPT, SCENES, Cast, Outcome, Point, Trial, scratch
-from killsweep.workbench import BODY, SUBJECTS, Stage
+from killsweep.workbench import BODY, SUBJECTS, Counted, Stage
 
 AGAIN = 8  # trials of one point, where a busy machine may have been slow: three in a row have been, in one burst
 PATIENT = 0.05  # of the trials with a keeper: nobody else may call there, and a lost wake costs a bounded sleep
@@ -69,9 +69,11 @@ class Sweep:
 
     # ---- which points
 
-    def lock_points(self, share: float) -> list[Point]:
-        """Every step inside the lock's code (or a random share of them)."""
+    def lock_points(self, share: float, most: int | None) -> list[Point]:
+        """Every step inside the lock's code (or a random share of them; or at most so many of all of them)."""
         steps = [(stage, step) for stage, steps in self._of_lock.items() for step in steps]
+        if most is not None and most < len(steps):
+            return [self._point(*one) for one in sorted(self._random.sample(steps, most))]
         return [self._point(*one) for one in steps if self._random.random() < share]
 
     def other_points(self, count: int) -> list[Point]:
@@ -105,10 +107,16 @@ class Sweep:
         """Of a trial; of another where a busy machine may have been slow. Who sleeps on a free lock is so again."""
         for _ in range(AGAIN):
             outcome = self._try(point)
-            if not (self._cast.scene.keeper and not point.patient and outcome.slowest > PROMPT):
+            if not (self._is_soon(point) and outcome.slowest > PROMPT):
                 return outcome
-        outcome.failures.append(f"the waiter slept on for {outcome.slowest:.2f} s, though a call had come by")
+        outcome.failures.append(f"the waiter slept on for {outcome.slowest:.2f} s")
         return outcome
+
+    def _is_soon(self, point: Point) -> bool:
+        """Is the waiter in soon?  Another call comes by; or it looks for the dead itself, as those who wait for what is
+        counted do."""
+        joined = self._cast.scene.joiner and issubclass(self._cast.subject, Counted)
+        return joined or (self._cast.scene.keeper and not point.patient)
 
     def _try(self, point: Point) -> Outcome:
         walk, step = self._walks[point.stage], max(point.step, 0)
@@ -187,11 +195,12 @@ def sweep(options: argparse.Namespace, library: CDLL) -> Report:
     cast = Cast(library, SCENES[options.scene], SUBJECTS[options.subject], options.bound)
     work = Sweep(cast, options.seed, options.body)
     work.run(work.asleep())
-    work.run(work.lock_points(options.share))
+    work.run(work.lock_points(options.share, options.most))
     work.run(work.other_points(options.others))
-    if options.share == 1:
+    if options.share == 1 and options.most is None:
         work.cover()
-    work.check_recoveries()
+    if not issubclass(cast.subject, Counted):
+        work.check_recoveries()
     work.report.seconds = time.monotonic() - began
     return work.report
 
@@ -202,6 +211,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--scene", choices=SCENES, default="alone")
     parser.add_argument("--subject", choices=SUBJECTS, default="Method")
     parser.add_argument("--share", type=float, default=1.0, help="of the lock's instructions, 0 to 1")
+    parser.add_argument("--most", type=int, help="of the lock's instructions, number; instead of a share")
     parser.add_argument("--others", type=int, default=100, help="number of other steps")
     parser.add_argument("--body", action="store_true", help="others inside the body, not only where it begins")
     parser.add_argument("--seed", type=int, default=0)

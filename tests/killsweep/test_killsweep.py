@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from coheld.testing.support import delays
+from coheld.testing.support import delays, effort
 
 FULL = os.environ.get("COHELD_SWEEP") == "full"
 TESTS = Path(__file__).resolve().parents[1]
@@ -24,10 +24,12 @@ def sweep(rng: random.Random, *arguments: str) -> Any:
     command = [sys.executable, "-m", "killsweep.sweep", *arguments, "--seed", str(rng.randrange(2**32))]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": path}
+    places = Path(os.environ["COHELD_DIR"])
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     print(done.stdout)
     report = json.loads(done.stdout)
     assert done.returncode == bool(report["failures"])
+    assert report["failures"] or not list(places.iterdir()), "a file is left"
     return report
 
 
@@ -63,7 +65,43 @@ def test_killed_in_other_scenes(scene: str, subject: str, rng: random.Random) ->
     sound(sweep(rng, "--scene", scene, "--subject", subject, *much))
 
 
+COUNTED = [  # and how many of the lock's instructions; a lease is long, most of it Python
+    ("alone", "Read", 60),
+    ("fresh", "Read", 60),  # its first reading call makes or finds the register, under the lock
+    ("rival", "Read", 60),
+    ("joined", "Read", 80),  # a writer waits for who reads
+    ("contended", "Read", 60),  # waits for a writer, and has another behind it
+    ("fresh", "Permit", 40),
+    ("rival", "Permit", 40),
+    ("joined", "Permit", 80),
+    ("contended", "Permit", 60),  # in the gate, and another behind it
+    ("joined", "Rent", 20),
+    *[("contended", "Rent", 40)] * FULL,  # the first walk alone, through its sleeps, takes long
+]
+
+
+@pytest.mark.hang_limit(1800)
+@pytest.mark.parametrize(("scene", "subject", "number"), COUNTED)
+def test_what_is_counted_comes_back(scene: str, subject: str, number: int, rng: random.Random) -> None:
+    """Reading calls, permits and leases: nobody waits for a dead process, and nothing stays with it."""
+    whole = FULL and scene in ("alone", "joined") and subject in ("Read", "Permit")
+    much = ["--others", "1000"] if whole else ["--most", str(effort.rounds(number)), "--others", str(number // 2)]
+    report = sweep(rng, "--scene", scene, "--subject", subject, *much)
+    assert report["failures"] == []
+    assert report["missed"] == []
+    assert report["killed"]
+
+
+@pytest.mark.hang_limit(1800)
+@pytest.mark.parametrize("scene", ["alone", "rival", "joined"])
+def test_a_task_that_owns_is_killed(scene: str, rng: random.Random) -> None:
+    """Not where it has to wait: the thread that does so in its stead cannot be stepped as well."""
+    much = ["--most", "400", "--others", "400"] if FULL else ["--most", str(effort.rounds(30)), "--others", "20"]
+    sound(sweep(rng, "--scene", scene, "--subject", "Task", *much))
+
+
 BROKEN = [
+    ("joined", "NotReturned", "WAITER hangs"),
     ("alone", "NotRobust", "SUCCESSOR hangs"),
     ("waiter", "NotRobust", "WAITER hangs"),
     ("rival", "NotExclusive", "overlap"),

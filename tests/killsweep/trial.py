@@ -16,7 +16,7 @@ from coheld.testing.support import delays, states
 from coheld.testing.support.exclusion import Exclusion
 from killsweep.actor import Actor
 from killsweep.stepper import Route, Tracee, Walk, trace_me
-from killsweep.workbench import BODY, Bench, Board, Role, Stage, Subject, new_board
+from killsweep.workbench import BODY, Bench, Board, Counted, Role, Stage, Subject, new_board
 
 SLICE = 1.2  # s; nobody sleeps longer than this on a lock that is free
 SLOWEST = SLICE + delays.LONG / 10  # s; the bound of the next acquire: that sleep, and a busy machine
@@ -36,6 +36,7 @@ class Scene:
     newcomer: bool = False  # calls about when the child is killed
     victim: bool = False  # has died inside before: the traced child's is the recovering call
     keeper: bool = False  # holds the lock until the traced child sleeps, and then the waiter behind it
+    joiner: bool = False  # the waiter comes during the body, and sleeps
 
 
 SCENES = {
@@ -48,6 +49,7 @@ SCENES = {
         Scene("rival", newcomer=True),
         Scene("recovering", victim=True),
         Scene("contended", keeper=True),
+        Scene("joined", joiner=True),
     )
 }
 
@@ -199,6 +201,8 @@ class Trial:
         if stage is Stage.ENTER and self.scene.waiter:
             self._actors[Role.WAITER].go_on()
             self._actors[Role.WAITER].settle()
+        if stage is Stage.ENTER and self.scene.joiner:
+            self._waiter_sleeps()
         if stage is Stage.ENTER and self.scene.keeper:
             entered = time.monotonic()  # a wait that is old is handed the lock: let it be so at full speed as well
             states.wait_until(lambda: time.monotonic() > entered + OLD, "the wait is old")
@@ -290,7 +294,9 @@ class Trial:
             exclusion.check(deaths=1 + self.scene.victim)
         except AssertionError as error:
             faults.append(str(error))
-        if exclusion.found_dead and not board.recoveries:
+        if isinstance(self.subject, Counted):
+            faults += ["what the dead had is still somebody's"] * self.subject.left()
+        elif exclusion.found_dead and not board.recoveries:
             faults.append("the mark of a dead owner was found, and __recover__ was not called")
         if recoveries > 1:
             faults.append(f"__recover__ was called {recoveries} times for one death")

@@ -1,5 +1,6 @@
 """What the swept calls guard, the locks that guard it, and what is noted about every trial."""
 
+import asyncio
 import ctypes
 import mmap
 import signal
@@ -7,9 +8,10 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 from multiprocessing import RLock
+from multiprocessing import Semaphore as Unreturned
 from typing import Protocol
 
-from coheld import Lockable, Owner
+from coheld import Lockable, Owner, Pool, Semaphore, snapshot
 from coheld.testing.support.exclusion import Exclusion, Overlap
 from killsweep.stepper import MARK
 
@@ -166,7 +168,93 @@ class TryAfter(Method):
             super().use(role)
 
 
+class Task(Method):
+    """The traced child is a task; the others are threads."""
+
+    def use(self, role: Role) -> None:
+        if role is not Role.TRACED:
+            super().use(role)
+            return
+        self.loop = getattr(self, "loop", None) or asyncio.new_event_loop()
+        self.loop.run_until_complete(self._use(role))
+
+    async def _use(self, role: Role) -> None:
+        async with self:
+            self.bench.work(role)
+
+
+class Counted:
+    """What a process has here is counted, and not owned: nobody recovers it, and it comes back when that dies."""
+
+    def left(self) -> bool:
+        """When all is over, does somebody still have it?"""
+        raise NotImplementedError
+
+
+class Read(Counted, Method):
+    """The traced child reads; the others write."""
+
+    def use(self, role: Role) -> None:
+        if role is Role.TRACED:
+            self.read(role)
+        else:
+            super().use(role)
+
+    @Lockable.locked(exclusive=False)
+    def read(self, role: Role) -> None:
+        self.bench.work(role)
+
+    def left(self) -> bool:
+        return bool(self.__lock__._held_by())
+
+
+class Permit(Counted):
+    """A semaphore's only permit."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.semaphore = Semaphore(1)
+
+    def use(self, role: Role) -> None:
+        with self.semaphore:
+            self.bench.work(role)
+
+    def left(self) -> bool:
+        return self.semaphore.free() != 1
+
+
+class Rent(Counted):
+    """A lease of a pool's only resource."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.pool = Pool(["the only one"])
+
+    def use(self, role: Role) -> None:
+        with self.pool.lease():
+            self.bench.work(role)
+
+    def left(self) -> bool:
+        ledger = snapshot(self.pool._ledger)
+        return bool(ledger.leases or ledger.queue)
+
+
 # What follows must not pass: the sweep has to find out.
+
+
+class NotReturned(Counted):
+    """A dead process keeps its permit."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.semaphore = Unreturned(1)
+
+    def use(self, role: Role) -> None:
+        with self.semaphore:
+            self.bench.work(role)
+
+    def left(self) -> bool:
+        return False
 
 
 class NotRobust:
@@ -204,5 +292,9 @@ class NotRecovered(Lockable):
 
 
 SUBJECTS: dict[str, type[Subject]] = {
-    one.__name__: one for one in (Method, With, Try, TryAfter, NotRobust, NotExclusive, NotRecovered)
+    one.__name__: one
+    for one in (
+        *(Method, With, Try, TryAfter, Task, Read, Permit, Rent),
+        *(NotReturned, NotRobust, NotExclusive, NotRecovered),
+    )
 }

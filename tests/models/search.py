@@ -39,6 +39,38 @@ def explore(
     return len(came_from)
 
 
+def explore_to_the_end(
+    start: S,
+    successors: Callable[[S], Iterable[tuple[str, S]]],
+    check: Callable[[S, bool], str | None],
+    ended: Callable[[S], bool],
+) -> int:
+    """As explore; and from every reachable state there is a way to one that has ended: nobody is stuck in a loop."""
+    came_from: dict[S, tuple[S, str] | None] = {}
+    before: dict[S, list[S]] = {}
+
+    def noting(state: S) -> Iterable[tuple[str, S]]:
+        following = list(successors(state))
+        for step, successor in following:
+            before.setdefault(successor, []).append(state)
+            came_from.setdefault(successor, (state, step))
+        return following
+
+    came_from[start] = None
+    count = explore(start, noting, check)
+    good = {state for state in came_from if ended(state)}
+    todo = list(good)
+    while todo:
+        for state in before.get(todo.pop(), []):
+            if state not in good:
+                good.add(state)
+                todo.append(state)
+    if len(good) < count:
+        state = next(one for one in came_from if one not in good)
+        raise Violation(f"somebody can never end: {state}\n" + "\n".join(_way_to(state, came_from)))
+    return count
+
+
 def _way_to(state: S, came_from: dict[S, tuple[S, str] | None]) -> list[str]:
     steps: list[str] = []
     while (last := came_from[state]) is not None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import delays, procs
 
 import coheld
 from coheld import IncompatibleError, native
 from coheld.backends import file, files, of_scheme
 from coheld.state import slots, store
+from coheld.testing.support import delays, procs
 from state.things import Shelf
 
 

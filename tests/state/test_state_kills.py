@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 from contract import killpoints, observe
-from support import delays, procs
 
 import coheld
 from coheld import Lockable, shared
 from coheld.mutex import remove
+from coheld.testing.support import delays, procs
 from state.things import Shelf
 
 

@@ -1,8 +1,9 @@
 """The file of a register: which processes are in, and how many times each; of a lock's readers, or of permits.
 
-    <resource's file>~<offset of its cell>.register
+    <resource's file>~<offset of its cell>.<inode of the file>.register
 
-A head, written before the file gets its name, which is checked before anything in it is used; then a record for each
+The inode, so that who still has a file that has lost its name does not put its register in the place of another's.  A
+head, written before the file gets its name, which is checked before anything in it is used; then a record for each
 process: see register.py and tally.py.  It is made and opened by the owner of the lock, and goes with the resource's
 file.
 """
@@ -85,7 +86,7 @@ def _made(kind: Any, path: str, here: Head) -> Any:
 def _place(kind: Any, segment: Any, offset: int, value: int) -> tuple[str, Head]:
     device, inode = segment.identity
     here = Head(kind.ENTRANT, device, inode, files.boot_id(), value, room(kind.ENTRANT, kind.SIZE))
-    return f"{segment.path}~{offset}.register", here
+    return f"{segment.path}~{offset}.{inode:x}.register", here
 
 
 def _checked(kind: Any, path: str, here: Head) -> Any:
