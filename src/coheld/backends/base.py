@@ -46,14 +46,13 @@ class Capabilities:
     None: it ends, but nobody says when, nor in which order.  wakes_without_polling: who waits sleeps until the lock is
     given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
     thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
-    None: as many as it can have open files.  tasks: can a task of asyncio own it?
+    None: as many as it can have open files.
     """
 
     handoff_bound: float | None
     wakes_without_polling: bool
     uninterruptible_entry: bool
     held_limit: int | None
-    tasks: bool
 
 
 class Resource(Protocol):

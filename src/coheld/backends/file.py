@@ -39,7 +39,7 @@ from .record import CELL_SIZE, Cell
 
 SCHEME = "file"
 CAPABILITIES = Capabilities(
-    handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False, held_limit=None, tasks=False
+    handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False, held_limit=None
 )
 _FIRST_CHUNK = 1 << 16
 _NAMED_SIZE = native.HEADER_SIZE

@@ -64,17 +64,21 @@ class Tally:
         """By the owner of the lock: a record for this process. Raises: OSError: if all are somebody's."""
         if (at := self._own()) >= 0:
             return at
-        me = claims.this_thread().who[:2]
-        used = self._used()
-        at = next((at for at in used if (self.words[at], self.words[at + 1]) == me), -1)
+        used, at = self._used(), self._find()
         if at < 0:
             at = next((at for at in used if not self._lives(at)), len(used) * _WORDS)
             if at >= len(self.words):
                 raise OSError(f"{self.path}: more than {self.head.room} processes at once")
             self.words[at + 2] = 0
-            self.words[at + 1], self.words[at] = me[1], me[0]
+            pid, self.words[at + 1] = claims.this_thread().who[:2]
+            self.words[at] = pid
         self._mine = at
         return at
+
+    def _find(self) -> int:
+        """This process's record, also one that it claimed by a handle that it has dropped; below 0: it has none."""
+        me = claims.this_thread().who[:2]
+        return next((at for at in self._used() if (self.words[at], self.words[at + 1]) == me), -1)
 
     def _used(self) -> range:
         """Where the records are that have ever been somebody's."""
@@ -131,7 +135,7 @@ class Tally:
 
     def give(self, count: int) -> int:
         """By the owner of the lock: so many back, if it has them. How many it had."""
-        at = self._own()
+        at = self._mine if self._own() >= 0 else self._find()
         held = self.words[at + 2] if at >= 0 else 0
         if held >= count:
             self._change(at, -count)

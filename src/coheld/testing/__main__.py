@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pytest
 
 DIRECTORY = Path(__file__).parent
-PARTS = ("contract", "conformance")
+PARTS = ("contract", "state", "callers", "conformance")
 NEEDED = ("attrs", "cloudpickle", "dill", "hypothesis", "pytest", "sphinx")
 USAGE_ERROR = 4  # pytest's, which may be missing
 

@@ -1,13 +1,10 @@
 """What a backend declares, asserted both ways where no other file does it: how its waiters wait, and if tasks own."""
 
-import asyncio
 import re
 import time
 from pathlib import Path
 
-import pytest
-
-from coheld import IncompatibleError, Lockable, aio
+from coheld import Lockable
 from coheld.backends.base import Capabilities
 from coheld.testing.contract.observe import CAPABILITIES, is_free
 from coheld.testing.support import delays, procs, states
@@ -46,23 +43,3 @@ def test_who_waits_sleeps_or_looks_again_as_declared() -> None:
             else:
                 states.wait_until(lambda: sleeps_of(waiter.pid) > before + few, "it looks again")
         waiter.expect("got it")
-
-
-def test_a_task_owns_it_or_is_refused_as_declared() -> None:
-    async def main() -> None:
-        bed = Bed()
-        ways = bed.use(), aio.acquire(bed), bed.__aenter__()
-        if not CAPABILITIES.tasks:
-            for way in ways:
-                with pytest.raises(IncompatibleError):
-                    await way
-            assert is_free(bed)
-            return
-        assert not await ways[0] and is_free(bed)
-        for way in ways[1:]:
-            assert await way
-            assert not is_free(bed)
-            bed.release()
-            assert is_free(bed)
-
-    asyncio.run(main())

@@ -12,8 +12,8 @@ from contract import killpoints, observe
 import coheld
 from coheld import Lockable, shared
 from coheld.mutex import remove
+from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
-from state.things import Shelf
 
 
 class Ledger(Lockable):

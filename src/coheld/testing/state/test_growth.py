@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ import msgspec
 import pytest
 
 import coheld
-from cli import commands
 from coheld import IncompatibleError, Lockable, StateError, native, shared
 from coheld.mutex import remove
 from coheld.state import store
 from coheld.state.slots import ENTRY, MAPPED
-from coheld.testing.support import procs
-from state.things import Shelf
+from coheld.testing.state.things import Shelf
+from coheld.testing.support import delays, procs
 
 
 class Big(Lockable):
@@ -186,7 +186,7 @@ def test_the_last_file_that_can_be_counted(monkeypatch: pytest.MonkeyPatch, cohe
 
 
 def test_named_state_survives_its_processes_and_goes_with_its_name(coheld_dir: Path) -> None:
-    program = "import sys; sys.path.insert(0, 'tests')\nfrom state.things import Shelf\nShelf(lock_name='s').put('a')"
+    program = "from coheld.testing.state.things import Shelf\nShelf(lock_name='s').put('a')"
     procs.run(program)
     assert Shelf(lock_name="s").items == ["a"]
     assert list(coheld_dir.glob("*~*"))
@@ -229,7 +229,7 @@ def test_many_objects_need_no_descriptors() -> None:
 
 
 def test_what_a_dead_process_leaves_is_swept(coheld_dir: Path) -> None:
-    source = "import sys, os; sys.path.insert(0, 'tests')\nfrom state.things import Shelf\ns = Shelf(); s.put('a')\n"
+    source = "import os\nfrom coheld.testing.state.things import Shelf\ns = Shelf(); s.put('a')\n"
     procs.run(source)
     assert not list(coheld_dir.iterdir())
     with procs.program(source + "print('ready'); input()") as worker:
@@ -349,9 +349,8 @@ def test_a_damaged_file_is_reported(coheld_dir: Path, damage: Callable[[bytearra
     path.chmod(0o600)
     for source in ("s.items", "s.put('b')", "coheld.snapshot(s)"):
         program = f"""
-import sys; sys.path.insert(0, "tests")
 import coheld
-from state.things import Shelf
+from coheld.testing.state.things import Shelf
 s = Shelf(lock_name="s")
 try: {source}
 except coheld.IncompatibleError as error: print(error)
@@ -389,9 +388,8 @@ def test_damaged_values_are_reported(coheld_dir: Path, where: str) -> None:
 
 
 DAMAGED = """
-import sys; sys.path.insert(0, "tests")
 import coheld
-from state.things import Shelf
+from coheld.testing.state.things import Shelf
 shelf = Shelf(lock_name="s")
 for use in (lambda: shelf.items, lambda: coheld.snapshot(shelf), lambda: shelf.put("x")):
     try: use()
@@ -405,9 +403,8 @@ def test_the_state_of_another_resource_is_refused(coheld_dir: Path) -> None:
     other.put("b")
     os.replace(state_file(coheld_dir), next(coheld_dir.glob("name-other~*")))
     program = """
-import sys; sys.path.insert(0, "tests")
 import coheld
-from state.things import Shelf
+from coheld.testing.state.things import Shelf
 try: print(Shelf(lock_name="other").items)
 except coheld.IncompatibleError as error: print(error)
 """
@@ -418,7 +415,9 @@ except coheld.IncompatibleError as error: print(error)
 
 
 def show(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return commands.coheld("show", *arguments)
+    source = "import sys; from coheld.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", source, "show", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=delays.LONG)
 
 
 def hold(link: procs.Link) -> None:

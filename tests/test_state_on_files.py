@@ -15,8 +15,8 @@ import coheld
 from coheld import IncompatibleError, native
 from coheld.backends import file, files, of_scheme
 from coheld.state import slots, store
+from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
-from state.things import Shelf
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_new_name_is_not_taken_off_by_who_saw_the_old_one(monkeypatch: pytest.
 LOOK = """
 import sys; sys.path.insert(0, "tests")
 import coheld
-from state.things import Shelf
+from coheld.testing.state.things import Shelf
 shelf = Shelf(lock_name="shelf", lock_backend="file:")
 print(shelf.items)
 """

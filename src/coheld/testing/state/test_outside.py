@@ -17,8 +17,8 @@ from coheld.state import store
 from coheld.state.looking import look
 from coheld.state.view import View
 from coheld.testing.contract import observe
+from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs, states
-from state.things import Shelf
 
 CHANGES: list[Callable[[Shelf], Any]] = [
     lambda s: s.items.append("x"),
@@ -253,7 +253,7 @@ def test_removed_in_the_middle_of_a_first_look(monkeypatch: pytest.MonkeyPatch, 
         shelf.items = ["long enough for the heap"]
     program = "from coheld.mutex import remove; assert remove('shelf')\n"
     if anew:
-        program += "import sys; sys.path.insert(0, 'tests')\nfrom state.things import Shelf\n"
+        program += "from coheld.testing.state.things import Shelf\n"
         program += "Shelf(lock_name='shelf').put('a')"
     copied = View._copied
 

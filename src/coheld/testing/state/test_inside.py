@@ -12,8 +12,8 @@ from coheld import Lockable, shared
 from coheld.mutex import remove
 from coheld.state import store, view
 from coheld.state.schema import Spec
+from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
-from state.things import Shelf
 
 
 def word(obj: Lockable) -> int:
@@ -66,8 +66,7 @@ def test_a_set_that_was_only_looked_at_is_no_change_in_another_process() -> None
         shelf.marks = {f"mark {n}" for n in range(50)}
     before = word(shelf)
     look = """
-import sys; sys.path.insert(0, "tests")
-from state.things import Shelf
+from coheld.testing.state.things import Shelf
 shelf = Shelf(lock_name="shelf")
 with shelf:
     print(len(shelf.marks))
@@ -157,8 +156,10 @@ def test_an_end_that_another_process_has_dealt_with() -> None:
     thread = threading.Thread(target=end_inside)
     thread.start()
     thread.join()
-    program = "from state.things import Shelf\nwith Shelf(lock_name='shelf') as shelf: print(shelf.items)"
-    assert procs.run("import sys; sys.path.insert(0, 'tests')\n" + program, stderr=-3).strip() == "['a']"
+    program = (
+        "from coheld.testing.state.things import Shelf\nwith Shelf(lock_name='shelf') as shelf: print(shelf.items)"
+    )
+    assert procs.run("" + program, stderr=-3).strip() == "['a']"
     with shelf:
         assert shelf.items == ["a"] and shelf.count == 1
     assert shelf.items == ["a"]

@@ -15,7 +15,7 @@ import pytest
 
 from coheld.testing.support import delays
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/howto/leases.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs/howto/leases.md"
 SLOW = """
 
 def infer(gpu, path):

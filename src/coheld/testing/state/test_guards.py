@@ -13,8 +13,8 @@ import coheld
 from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, shared
 from coheld.backends.monitor import Monitor
 from coheld.mutex import remove
+from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
-from state.things import Shelf
 
 
 def take_some(link: procs.Link, shelf: Shelf, count: int) -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 import coheld
 from coheld import Lockable, shared
 from coheld.state import store
+from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
-from state.things import Shelf
 
 
 def put(link: procs.Link, shelf: Shelf) -> list[str]:
