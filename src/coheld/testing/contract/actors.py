@@ -204,5 +204,6 @@ class Crowd:
 
     @staticmethod
     def _process_gone(pid: int) -> bool:
-        found = states.task(pid)
-        return found is None or found.state in "ZX"
+        """All its threads: the first may be a zombie while another still has the files that they share."""
+        found = [states.task(pid, tid) for tid in states.threads_of(pid)]
+        return all(one is None or one.state in "ZX" for one in found)
