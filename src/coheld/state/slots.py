@@ -111,6 +111,10 @@ class StateFile(ABC):
         """Those of the slot that the word names. Raises: TornError, FileNotFoundError."""
 
     @abstractmethod
+    def confirm(self, word: int, entries: Sequence[Entry]) -> None:
+        """The word is there, and names these."""
+
+    @abstractmethod
     def put(self, begin: int, raw: bytes) -> None:
         """By the owner: these bytes, there."""
 
@@ -177,6 +181,9 @@ class MappedFile(StateFile):
         raw = bytes(self.memory[begin : begin + self.head.count * ENTRY.size])
         return [Entry(*one) for one in ENTRY.iter_unpack(raw)]
 
+    def confirm(self, word: int, entries: Sequence[Entry]) -> None:
+        """It is looked at again."""
+
     def put(self, begin: int, raw: bytes) -> None:
         self.memory[begin : begin + len(raw)] = raw
 
@@ -224,9 +231,12 @@ class CheckedFile(StateFile):
         raw, seal = found[: -_SUM.size], found[-_SUM.size :]
         if seal != self._seal(word, raw):
             raise TornError(f"{self.path}: the checksum of a slot is wrong")
-        entries = tuple(Entry(*one) for one in ENTRY.iter_unpack(raw))
-        self._known = word, entries
+        entries = [Entry(*one) for one in ENTRY.iter_unpack(raw)]
+        self.confirm(word, entries)
         return entries
+
+    def confirm(self, word: int, entries: Sequence[Entry]) -> None:
+        self._known = word, entries
 
     def put(self, begin: int, raw: bytes) -> None:
         """Raises: FileNotFoundError: if the file has gone, or is another by now."""

@@ -235,6 +235,7 @@ class View(_Half):
             entries[index] = state.store(stamp, raw, place_of.get(index, 0))
         state.put_entries(word, entries)
         self._flip(word)
+        state.confirm(word, entries)
         return True
 
     def _check_size(self, fields: Sequence[bytes | Entry]) -> None:

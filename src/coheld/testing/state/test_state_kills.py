@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from contract import killpoints, observe
 
 import coheld
 from coheld import Lockable, shared
 from coheld.mutex import remove
+from coheld.testing.contract import killpoints, observe
 from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
 
