@@ -122,11 +122,14 @@ class Cell:
     # -- waiters -------------------------------------------------------------------------------------------------------
 
     def enrol(self, who: Who, since: int) -> None:
-        """Have a slot, if one is free; who waits for the lock can have that of one who waits for a guard."""
+        """Have a slot: a free one, or a dead process's; who waits for the lock can have that of one who waits for a
+        guard."""
         slots = list(self._slots())
         if any(found[:3] == who for _, found in slots):
             return
-        places = [at for at, found in slots if not found[0]] or [at for at, found in slots if since and not found[3]]
+        places = [at for at, found in slots if not found[0]] or [
+            at for at, found in slots if (since and not found[3]) or start_of(found[0]) != found[1]
+        ]
         if places:
             _SLOT.pack_into(self.map, places[0], *who, since)
 
