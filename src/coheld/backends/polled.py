@@ -33,7 +33,7 @@ from ..process import start_of, thread_runs
 from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
 from . import claims
 from .base import Handle, Resource
-from .record import CELL_SIZE, Cell
+from .record import CELL_SIZE, Cell, Record
 from .stateful import Stateful
 
 _HANDOFF_AGE = 500_000  # ns
@@ -128,8 +128,12 @@ class Polled(Stateful, Handle):
         """Depth, since when, and who; depth is 0 if that one has died."""
         cell = self._place()
         depth, owner = cell.depth, cell.owner()
-        lives = depth and start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
-        return depth if lives else 0, cell.since, owner
+        return depth if depth and _lives(owner) else 0, cell.since, owner
+
+    def _is_orphaned(self, cell: Cell) -> bool:
+        """Has its owner died?  What that has left stays as it is, and an owner that comes or goes changes it."""
+        depth, owner = cell.depth, cell.owner()
+        return bool(depth) and not _lives(owner) and (cell.depth, cell.owner()) == (depth, owner)
 
     def _dead(self) -> tuple[int, int, int, str]:
         return self._place().dead()
@@ -390,7 +394,11 @@ class Polled(Stateful, Handle):
                 self.resource.give_back(self._cell.offset)
 
 
-def _inherit(cell: Cell) -> tuple[int, int, int, str]:
+def _lives(owner: Record) -> bool:
+    return start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
+
+
+def _inherit(cell: Cell) -> Record:
     """What a dead owner left.  Its depth stays until the next one's is written: a death in between is found again."""
     dead = cell.owner()
     if not cell.flags & RECOVERING:
