@@ -127,16 +127,31 @@ class Claim:
         if not self.locked:
             if self.fd is None:
                 self.fd = open_guard(open_it)
-            self.locked = lock_descriptor(self.fd, blocking=False)
+            try:
+                got = lock_descriptor(self.fd, blocking=False)
+            except OSError:
+                if not self._was_inherited():
+                    raise
+                got = False
+            self.locked = got and not self._was_inherited()
         return self.locked
+
+    def _was_inherited(self) -> bool:
+        """Has a signal's handler had the guard meanwhile?  It is through with it then, and has closed it."""
+        return self.fd is None
 
     def let_go(self) -> None:
         """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody."""
+        self.locked = False  # first: who inherits it from here on does not rely on it
         if self.fd is not None:
-            unlock_descriptor(self.fd)
-            self.locked = False
+            try:
+                unlock_descriptor(self.fd)
+            except OSError:
+                if not self._was_inherited():
+                    raise
             fd, self.fd = self.fd, None
-            close_guard(fd)
+            if fd is not None:
+                close_guard(fd)
 
     def die(self) -> None:
         """Its thread has ended."""

@@ -245,22 +245,34 @@ class Polled(Stateful, Handle):
         with suppress(FileNotFoundError):
             if not claim.guard(open_it):
                 return False
-            if self.resource.guards(claim.segment, claim.fd or 0):
+            if self._is_right(claim):
                 return True
         claim.cell.flags |= REMOVED  # the cell is nobody's, and says so to this process's other threads
         self._drop(claim)
         self._attach(id(claim.cell))
         return False
 
+    def _is_right(self, claim: claims.Claim) -> bool:
+        """Has it locked the file that guards the cell?  If a signal's handler has inherited that, _enter finds out."""
+        fd = claim.fd
+        try:
+            right = fd is None or self.resource.guards(claim.segment, fd)
+        except OSError:
+            if claim.fd is fd:
+                raise
+            right = True
+        return right or claim.fd is not fd
+
     def _drop(self, claim: claims.Claim) -> None:
-        """Give up a claim, and its guard before it."""
+        """Give up a claim, and its guard before it.  No call stands between a look and what it is for: a signal's
+        handler may have inherited the claim."""
         claim.let_go()
-        if self._owners.get(0) is claim:
-            del self._owners[0]
+        owners, held = self._owners, claims.this_thread().held
+        if 0 in owners and owners[0] is claim:
+            del owners[0]
         else:
             claim.dead = True  # it may be somebody's heir, and is passed over
-        held = claims.this_thread().held
-        if held.get(self) is claim:
+        if self in held and held[self] is claim:
             del held[self]
         with suppress(IndexError):
             self._sleepers.popleft().release()
