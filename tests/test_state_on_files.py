@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import IncompatibleError, native
-from coheld.backends import file, files, of_scheme
+from coheld import IncompatibleError, native, process
+from coheld.backends import file, files, of_scheme, record
 from coheld.state import slots, store
 from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
@@ -231,3 +231,16 @@ def test_threads_that_read_while_others_write(shelf: Shelf) -> None:
     for thread in threads:
         thread.join(delays.LONG)
     assert not wrong
+
+
+def test_those_who_wait_for_a_guard_do_not_hide_one_who_waits_for_the_lock() -> None:
+    """A newcomer stands back for whoever waits for the lock; there are not places for all on record."""
+    cell, start = record.Cell(bytearray(record.CELL_SIZE), 0), process.start_of(os.getpid())
+    assert start is not None
+    for tid in range(100):
+        cell.enrol((os.getpid(), start, tid), 0)
+    assert cell.watchers() and not cell.waiters() and cell.waiting_since() == 0
+    cell.enrol((os.getpid(), start, 1000), 77)
+    assert [one[2:] for one in cell.waiters()] == [(1000, 77)] and cell.waiting_since() == 77
+    cell.leave((os.getpid(), start, 1000))
+    assert cell.waiting_since() == 0

@@ -153,20 +153,31 @@ class Claim:
         if not self.locked:
             if self.fd is None:
                 self.fd = open_guard(open_it)
-            self.locked = lock_descriptor(self.fd, blocking=False)
+            try:
+                got = lock_descriptor(self.fd, blocking=False)
+            except OSError:
+                if not self._was_inherited():
+                    raise
+                got = False
+            self.locked = got and not self._was_inherited()
         return self.locked
 
-    def let_go(self) -> None:
-        """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody.
+    def _was_inherited(self) -> bool:
+        """Has a signal's handler had the guard meanwhile?  It is through with it then, and has closed it."""
+        return self.fd is None
 
-        Not said to be locked before that: where an interrupt comes between, the heir locks it again, whoever has it by
-        then.  The other way round it would go in beside another process.
-        """
+    def let_go(self) -> None:
+        """Give the guard back: unlocked while it is still known, so that an interrupt leaves no lock to nobody."""
+        self.locked = False  # first: who inherits it from here on does not rely on it
         if self.fd is not None:
-            self.locked = False
-            unlock_descriptor(self.fd)
+            try:
+                unlock_descriptor(self.fd)
+            except OSError:
+                if not self._was_inherited():
+                    raise
             fd, self.fd = self.fd, None
-            close_guard(fd)
+            if fd is not None:
+                close_guard(fd)
 
     def owner_task(self) -> Any:
         """The task that has it, if one has and lives; one that is gone has died."""

@@ -34,7 +34,7 @@ from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
 from . import claims
 from .base import Handle, Resource
 from .called import Shared
-from .record import CELL_SIZE, Cell
+from .record import CELL_SIZE, Cell, Record
 from .stateful import Stateful
 
 _HANDOFF_AGE = 500_000  # ns
@@ -131,8 +131,12 @@ class Polled(Stateful, Shared, Handle):
         """Depth, since when, and who; depth is 0 if that one has died."""
         cell = self._place()
         depth, owner = cell.depth, cell.owner()
-        lives = depth and start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
-        return depth if lives else 0, cell.since, owner
+        return depth if depth and _lives(owner) else 0, cell.since, owner
+
+    def _is_orphaned(self, cell: Cell) -> bool:
+        """Has its owner died?  What that has left stays as it is, and an owner that comes or goes changes it."""
+        depth, owner = cell.depth, cell.owner()
+        return bool(depth) and not _lives(owner) and (cell.depth, cell.owner()) == (depth, owner)
 
     def _dead(self) -> tuple[int, int, int, str]:
         return self._place().dead()
@@ -259,7 +263,7 @@ class Polled(Stateful, Shared, Handle):
                 if error.errno == errno.EMFILE:
                     self._too_many(error)
                 raise
-            if self.resource.guards(claim.segment, claim.fd or 0):
+            if self._is_right(claim):
                 return True
         claim.cell.flags |= REMOVED  # the cell is nobody's, and says so to this process's other threads
         self._drop(claim)
@@ -273,15 +277,28 @@ class Polled(Stateful, Shared, Handle):
             resource=self.label,
         ) from error
 
+    def _is_right(self, claim: claims.Claim) -> bool:
+        """Has it locked the file that guards the cell?  If a signal's handler has inherited that, _enter finds out."""
+        fd = claim.fd
+        try:
+            right = fd is None or self.resource.guards(claim.segment, fd)
+        except OSError:
+            if claim.fd is fd:
+                raise
+            right = True
+        return right or claim.fd is not fd
+
     def _drop(self, claim: claims.Claim) -> None:
-        """Give up a claim, and its guard before it."""
+        """Give up a claim, and its guard before it.  No call stands between a look and what it is for: a signal's
+        handler may have inherited the claim."""
         claim.let_go()
-        if self._owners.get(0) is claim:
-            del self._owners[0]
+        owners, held = self._owners, claim.held
+        if 0 in owners and owners[0] is claim:
+            del owners[0]
         else:
             claim.dead = True  # it may be somebody's heir, and is passed over
-        if claim.held.get(self) is claim:
-            del claim.held[self]
+        if self in held and held[self] is claim:
+            del held[self]
         with suppress(IndexError):
             self._sleepers.popleft().release()
 
@@ -417,7 +434,11 @@ class Polled(Stateful, Shared, Handle):
                 self.resource.give_back(self._cell.offset)
 
 
-def _inherit(cell: Cell) -> tuple[int, int, int, str]:
+def _lives(owner: Record) -> bool:
+    return start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
+
+
+def _inherit(cell: Cell) -> Record:
     """What a dead owner left.  Its depth stays until the next one's is written: a death in between is found again."""
     dead = cell.owner()
     if not cell.flags & RECOVERING:
