@@ -233,6 +233,19 @@ def test_threads_that_read_while_others_write(shelf: Shelf) -> None:
     assert not wrong
 
 
+def wait_in_vain(link: procs.Link, shelf: Shelf) -> None:
+    with shelf:
+        coheld.wait_for(shelf, lambda: shelf.count == 100)
+
+
+def test_those_who_were_killed_while_they_waited_for_a_guard_are_forgotten(shelf: Shelf) -> None:
+    for _ in range(30):  # there are places for 24 on record
+        with procs.start(wait_in_vain, shelf) as waiter:
+            waiter.wait_until_blocked()
+            waiter.kill()
+        change(shelf, 5)
+
+
 def test_those_who_wait_for_a_guard_do_not_hide_one_who_waits_for_the_lock() -> None:
     """A newcomer stands back for whoever waits for the lock; there are not places for all on record."""
     cell, start = record.Cell(bytearray(record.CELL_SIZE), 0), process.start_of(os.getpid())

@@ -162,6 +162,12 @@ class Cell:
         begin = self.offset + _FIRST_SLOT
         self.map[begin : begin + len(_NO_SLOTS)] = _NO_SLOTS
 
+    def forget_watchers(self) -> None:
+        """The same of those who wait for a guard: killed ones have left theirs."""
+        for at, found in self._slots():
+            if found[0] and not found[3]:
+                _SLOT.pack_into(self.map, at, 0, 0, 0, 0)
+
     def _slots(self) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
         begin = self.offset + _FIRST_SLOT
         slots = self.map[begin : begin + len(_NO_SLOTS)]

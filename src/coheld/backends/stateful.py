@@ -136,6 +136,7 @@ class Stateful(_Half):
             return False
         cell.flags &= ~GUARDED
         cell.epoch = cell.epoch + 1 & 0xFFFF_FFFF
+        cell.forget_watchers()
         return True
 
     def _wake_watchers(self) -> None:
