@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support import delays
+from coheld.testing.support import delays
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {

@@ -26,7 +26,8 @@ from typing import Any
 import pytest
 
 import coheld
-from support import delays, optional
+from coheld.testing.support import delays
+from tools import optional
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

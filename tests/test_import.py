@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import coheld
-from support import delays, procs
+from coheld.testing.support import delays, procs
 
 PACKAGE = Path(coheld.__path__[0])
 BUDGET = 0.060  # seconds of one processor, at the best of several times: what else runs here does not count
@@ -49,6 +49,10 @@ def test_it_does_not_import_the_command() -> None:
     assert not {name for name in new_modules() if name.startswith("coheld.cli")}
 
 
+def test_it_does_not_import_the_tests() -> None:
+    assert not {name for name in new_modules() if name.startswith("coheld.testing")}
+
+
 def test_it_is_quick() -> None:
     assert any(float(procs.run(COST)) <= BUDGET * delays.SCALE for _ in range(20))
 
@@ -74,7 +78,9 @@ def test_everything_public_is_listed_and_says_that_it_is_cohelds() -> None:
         assert isinstance(thing, str) or (thing.__module__ == "coheld" and thing.__doc__), name
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     modules = packages | {path.stem for path in PACKAGE.glob("*.py")}
-    public = {name for name in vars(coheld) if not name.startswith("_")} - modules
+    public = {name for name in vars(coheld) if not name.startswith("_")} - modules | {
+        "Pool"
+    }  # that is made when asked for
     assert public == {name for name in coheld.__all__ if not name.startswith("_")}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import coheld
-from support import procs
+from coheld.testing.support import procs
 
 PACKAGE = Path(coheld.__file__).parent
 
@@ -34,6 +34,7 @@ LAYERS = [
     "coheld",  # the package as its users see it
     "pyats",
     "cli",
+    "testing",
 ]
 
 HEAVY = ["asyncio", "msgspec", "multiprocessing", "psycopg", "redis", "rich", "textual"]

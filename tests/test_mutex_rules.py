@@ -25,7 +25,7 @@ import pytest
 
 from coheld import Lockable, NotOwnerError, Owner, _native, holder, statistics
 from coheld.backends import files, shm
-from support import delays, procs, states
+from coheld.testing.support import delays, procs, states
 
 WAITERS, OWNER_DIED, TID = 0x80000000, 0x40000000, 0x3FFFFFFF
 SLICE = 1.0  # s, the longest sleep of a waiter

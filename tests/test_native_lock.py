@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support import delays, native
+from coheld.testing.support import delays
+from tools import native
 
 pytestmark = pytest.mark.source_tree
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from coheld import IncompatibleError, Lockable, native
+from coheld import IncompatibleError, Lockable, native, shared
 from coheld.backends import files
-from coheld.backends.base import Capabilities
-from contract.observe import BACKEND, OTHER_URL, URL, is_free
-from support import delays, environments, procs
+from coheld.testing.contract.observe import OTHER_URL, URL, is_free
+from coheld.testing.support import delays, procs
+from tools import environments
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,15 +56,30 @@ def test_one_name_never_means_two_locks() -> None:
     assert ours in said and (theirs in said or "needs the C extension" in said)
 
 
-def test_what_a_backend_can_is_declared() -> None:
-    assert isinstance(BACKEND.CAPABILITIES, Capabilities)
-    assert BACKEND.CAPABILITIES.wakes_without_polling is (URL == "shm:")
-
-
 def test_a_named_lock_of_files_beside_the_extension() -> None:
     with Lockable(lock_name="bed", lock_backend="file:") as bed:
         assert repr(bed.__lock__).startswith("<Mutex file: 'bed', held by")
         assert not is_free(Lockable(lock_name="bed", lock_backend="file:"))
+
+
+class Shelf(Lockable):
+    count: int = shared(0)
+    items: list[str] = shared(default_factory=list)
+
+    @Lockable.locked
+    def put(self, item: str) -> None:
+        self.items.append(item)
+        self.count += 1
+
+
+def test_one_class_with_state_on_both_backends() -> None:
+    one, other = Shelf(lock_name="one", lock_backend="shm:"), Shelf(lock_name="other", lock_backend="file:")
+    for shelf in (one, other):
+        shelf.put("a")
+    with one, other:
+        one.items += other.items
+        other.count += one.count
+    assert one.items == ["a", "a"] and other.count == 2 and other.items == ["a"]
 
 
 def test_where_a_file_in_use_stays_removal_makes_the_lock_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,43 +101,58 @@ def refuse(path: str) -> None:
     raise PermissionError(13, "used by another process", path)
 
 
-FIELDS = """
+STATE = """
 import coheld
-def attempt(what):
-    try: what()
-    except coheld.IncompatibleError as error: print(error)
-class Guarded(coheld.Lockable):
-    @coheld.Lockable.locked(when=lambda self: True)
-    def call(self): print("ran")
+class Bed(coheld.Lockable):
+    bookings: int = coheld.shared(0)
+    queue: list[str] = coheld.shared(default_factory=list)
+    def __create__(self): self.queue.append("first")
     @coheld.Lockable.locked(atomic=True)
-    def careful(self): print("careful")
-def make():
-    class Bed(coheld.Lockable):
-        n: int = coheld.shared(0)
-        def get(self): return self.n
-        def put(self):
-            with self: self.n = 1
-    bed = Bed(lock_name="bed")
-    for use in (bed.get, bed.put, lambda: coheld.snapshot(bed)): attempt(use)
-one = Guarded(lock_name="guarded")
-def wait():
-    with one: coheld.wait_for(one, lambda: True)
-attempt(one.call)
-attempt(wait)
-one.careful()
-attempt(make)
-assert coheld.holder(one) is None and one.acquire(False)
+    def book(self, who, fail=False):
+        self.bookings += 1
+        self.queue.append(who)
+        if fail: raise KeyError
+    @coheld.Lockable.locked(when=lambda self: self.queue, timeout=20)
+    def next(self): return self.queue.pop(0)
+    async def later(self): pass
+bed = Bed(lock_name="bed")
+try: bed.book("nobody", fail=True)
+except KeyError: pass
+bed.book("second")
+print(bed.next(), bed.queue, coheld.snapshot(bed).bookings)
+with bed: print(coheld.wait_for(bed, lambda: bed.queue, timeout=1))
+from coheld.cli import main
+main(["show", "bed"])
 """
 
 
-@pytest.mark.parametrize(("hidden", "refusals"), [(WITHOUT, 1), ("", 3)], ids=["without the extension", "beside it"])
-def test_what_needs_a_state_is_refused_and_leaves_the_lock_free(hidden: str, refusals: int) -> None:
-    """Where there is no extension, the class with shared fields itself is refused."""
-    guard, wait, careful, *state = procs.run(hidden + FIELDS, env=os.environ | {"COHELD_BACKEND": "file:"}).splitlines()
-    assert "'guarded' is a lock of files: when= needs the native mutex" in guard
-    assert "wait_for needs the native mutex" in wait
-    assert careful == "careful" and len(state) == refusals
-    assert all("shared state needs the native mutex" in said or "need the C extension" in said for said in state)
+@pytest.mark.parametrize("hidden", [WITHOUT, ""], ids=["without the extension", "beside it"])
+def test_state_guards_and_show_work_on_files(hidden: str) -> None:
+    said = procs.run(hidden + STATE, env=os.environ | {"COHELD_BACKEND": "file:"}).splitlines()
+    assert said[:3] == ["first ['second'] 1", "['second']", "bed: 3 commits, 9 bytes, free"]
+
+
+TASKS = """
+import asyncio, coheld
+class Bed(coheld.Lockable):
+    @coheld.Lockable.locked
+    async def book(self): return "booked"
+    @coheld.Lockable.locked(exclusive=False)
+    def look(self): return "looked"
+bed, permits, pool = Bed(lock_name="bed"), coheld.Semaphore(2, "permits"), coheld.Pool(["a"], "pool")
+async def main():
+    async with bed, permits, pool.lease() as one:
+        print(one, await bed.book(), bed.look(), permits.free(), pool.free())
+asyncio.run(main())
+print(bed.look(), permits.free(), pool.free())
+assert coheld.holder(bed) is None and bed.acquire(False)
+"""
+
+
+@pytest.mark.parametrize("hidden", [WITHOUT, ""], ids=["without the extension", "beside it"])
+def test_tasks_readers_permits_and_leases_work_on_files(hidden: str) -> None:
+    said = procs.run(hidden + TASKS, env=os.environ | {"COHELD_BACKEND": "file:"}).splitlines()
+    assert said == ["a booked looked 1 []", "looked 2 ['a']"]
 
 
 @pytest.mark.parametrize("hidden", [WITHOUT, ""], ids=["without the extension", "beside it"])
@@ -140,15 +170,6 @@ Bed(lock_name="bed"), Bed(lock_name="bed")
 print(Bed.tries)
 """
     assert procs.run(hidden + source, env=os.environ | {"COHELD_BACKEND": "file:"}).strip() == "2"
-
-
-@pytest.mark.parametrize("hidden", [WITHOUT, ""], ids=["without the extension", "beside it"])
-def test_a_look_at_a_state_on_files_is_refused(hidden: str) -> None:
-    source = "import sys; from coheld.cli import main; sys.exit(main(['show', 'bed']))"
-    command = [sys.executable, "-c", hidden + source]
-    environment = os.environ | {"COHELD_BACKEND": "file:"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=delays.LONG, check=False)
-    assert done.returncode != 0 and "needs the native mutex" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_what_killed_processes_left_is_swept(coheld_dir: Path) -> None:
@@ -184,11 +205,10 @@ def test_it_installs_without_a_compiler_and_works(tmp_path: Path) -> None:
     place = tmp_path / "installed"
     environments.run(sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", str(place), str(wheel))
     assert not list(place.rglob("*.so"))
-    suite = [str(ROOT / "tests" / "contract" / name) for name in ("test_threads.py", "test_reference.py")]
     environment = {**os.environ, "PYTHONPATH": str(place), "COHELD_BACKEND": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *suite]
+    command = [sys.executable, "-m", "coheld.testing", "contract/test_threads.py", "state/test_inside.py"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=delays.HANG, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=delays.HANG, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"from {place}" in done.stdout and "backend file:" in done.stdout

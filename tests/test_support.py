@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from coheld import Lockable
-from support import delays, hygiene, procs, states
-from support.exclusion import Exclusion, Overlap
-
-TESTS = Path(__file__).parent
+from coheld.testing.support import delays, hygiene, procs, states
+from coheld.testing.support.exclusion import Exclusion, Overlap
 
 # ---- exclusion ---------------------------------------------------------------------------------------------
 
@@ -205,8 +203,9 @@ def test_the_private_directory_is_this_users_alone(coheld_dir: Path) -> None:
 # ---- the hang limit ----------------------------------------------------------------------------------------
 
 HANGING = """
-import conftest, threading, pytest
-from support import procs
+import threading, pytest
+from coheld.testing import plugin
+from coheld.testing.support import procs
 
 def hang_in_the_child(link):
     link.say("here")
@@ -216,7 +215,7 @@ def hang_in_the_child(link):
 def test_that_hangs(method, request):
     with procs.start(hang_in_the_child, method=method) as worker:
         worker.expect("here")
-        request.config.stash[conftest.watchdog_key].arm(0, request.node.nodeid)
+        request.config.stash[plugin.watchdog_key].arm(0, request.node.nodeid)
         threading.Event().wait()
 
 @pytest.mark.hang_limit(0.1)
@@ -228,9 +227,8 @@ def test_that_hangs_alone():
 @pytest.fixture
 def hanging(tmp_path: Path) -> Callable[[str], str]:
     """Run one of the tests above by a pytest of its own, check its end by SIGABRT, and return its stderr."""
-    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
     (tmp_path / "test_hanging.py").write_text(HANGING)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", f"pythonpath={TESTS}"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "coheld.testing.plugin"]
 
     def run(name: str) -> str:
         arguments = [*command, f"test_hanging.py::{name}"]

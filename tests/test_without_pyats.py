@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from contract import test_reference
-from support import procs
-from support.environments import COMPAT, Environment, build
+from coheld.testing.contract import test_reference
+from coheld.testing.support import procs
+from tools.environments import COMPAT, Environment, build
 
 EXAMPLE = test_reference.EXAMPLE.replace("from coheld import", "from pyats.async_.synchronize import")
 

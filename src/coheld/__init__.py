@@ -17,9 +17,10 @@
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
-                   with register.py for who reads or has permits, sweeping.py and leaving.py for its end; file.py locks
-                   that files guard, with polled.py, claims.py and record.py for how
-    state/         shared(): fields, their encoding, files, growth; snapshot
+                   with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
+                   stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
+                   register.py in shared memory, and tally.py and permits.py for files
+    state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
@@ -28,6 +29,7 @@
     inspecting.py  holder and statistics
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, rm, show, demo
+    testing/       public: the contract of a backend as tests, and what they are made with
 
 Each imports only what stands above it.
 """

@@ -27,15 +27,16 @@ static int take_by_name(PyObject *lock, PyObject *obj, const Label *method, uint
     return truth;
 }
 
-/* lock.release(), with the exception that is there already kept: 0, or -1 and an exception. */
+/* lock.release(): 0, or -1 and an exception.  One that is there already stays, and becomes the context of what a commit
+ * raises; it takes the place of a NotOwnerError, which is the only AssertionError here. */
 static int give_by_name(PyObject *lock) {
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
     PyObject *result = PyObject_CallMethod(lock, "release", NULL);
+    if (type && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_AssertionError)) PyErr_Clear();
+    restore_before(type, error, trace);
     Py_XDECREF(result);
-    if (!type) return result ? 0 : -1;
-    PyErr_Restore(type, error, trace); /* takes the place of what release has raised */
-    return -1;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static inline int lock_take(State *state, PyObject *lock, PyObject *obj, const Label *method, uint64_t timeout) {

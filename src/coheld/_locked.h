@@ -25,16 +25,25 @@ typedef struct {
 /* An exception (of a signal's handler) has come where an atomic call was about to begin, or to be undone: undone too much
  * is better than half of it committed. */
 static void break_atomic(State *state, PyObject *lock, int level) {
-    if (!PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base) || !holds((Mutex *)lock, ((Mutex *)lock)->cell)) return;
-    ((Mutex *)lock)->atomic = level;
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
-    if (((Mutex *)lock)->pending) mutex_discard((Mutex *)lock);
+    if (!PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base)) {
+        PyObject *done = PyObject_CallMethod(lock, "_break_atomic", "i", level);
+        Py_XDECREF(done); /* what it raises gives way */
+    } else if (holds((Mutex *)lock, ((Mutex *)lock)->cell)) {
+        ((Mutex *)lock)->atomic = level;
+        if (((Mutex *)lock)->pending) mutex_discard((Mutex *)lock);
+    }
     PyErr_Restore(type, error, trace);
 }
 
+/* How many atomic calls the lock is in already; -1: raised. */
 static int atomic_level(State *state, PyObject *lock) {
-    return PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base) ? ((Mutex *)lock)->atomic : 0;
+    if (PyObject_TypeCheck(lock, (PyTypeObject *)state->mutex_base)) return ((Mutex *)lock)->atomic;
+    PyObject *level = PyObject_GetAttrString(lock, "atomic");
+    long value = level ? PyLong_AsLong(level) : -1;
+    Py_XDECREF(level);
+    return (int)value;
 }
 
 /* The call, with a guard or atomic; the lock is held. */
@@ -49,6 +58,7 @@ static PyObject *careful_call(LockedMethod *self, PyObject *lock, uint64_t begun
     }
     if (!self->atomic) return PyObject_Vectorcall(self->func, args, nargsf, kwnames);
     int level = atomic_level(self->state, lock);
+    if (level < 0) return NULL;
     if (!(saved = PyObject_CallMethod(lock, "_enter_atomic", NULL))) {
         break_atomic(self->state, lock, level);
         return NULL;

@@ -6,7 +6,7 @@ that it was taken for has begun. The lock then stays with its thread until that 
 
 from __future__ import annotations
 
-from contextlib import suppress
+from operator import index
 from time import monotonic
 from types import MethodType
 from typing import Any
@@ -15,7 +15,7 @@ from .errors import NotOwnerError
 from .process import at_fork
 from .waiting import FOREVER, patience, seconds_of
 
-RECOVERING, REMOVED, CREATED, WARDED = 1, 2, 4, 8
+RECOVERING, REMOVED, CREATED, WARDED, GUARDED, READERS = 1, 2, 4, 8, 16, 64
 LAYOUT_VERSION, HEADER_SIZE = 1, 4096
 _MISSING: Any = object()
 
@@ -105,10 +105,72 @@ class LockableBase:
         lock_of(self).release()
 
 
-class Field:
-    """A shared field; no class has one here, see state/declaring.py."""
+class SemaphoreBase:
+    """acquire, release and with of Semaphore."""
 
-    __slots__ = ()
+    _mutex = _gate = None
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None, *, block: bool = _MISSING) -> bool:
+        """Take a permit; True if this process has one more now, False if none was to be had.
+
+        Blocks the calling thread for at most timeout seconds (None: for ever; zero or less: tries once), on the
+        monotonic clock; with blocking=False it tries once and timeout is not looked at. Who waits longer goes first.
+        A signal's handler runs at once; if it raises, no permit was taken.
+        """
+        wait = patience(blocking, timeout) if block is _MISSING else patience(block, timeout)
+        return bool(self._take(wait))
+
+    def release(self, n: int = 1) -> None:
+        """Give n of this process's permits back; any thread or task of it may. Never waits for another's work.
+
+        Raises PermitError, a ValueError, if this process holds fewer; nothing has changed then.
+        """
+        if (count := index(n)) < 1:
+            raise ValueError(f"n must be one or more, not {count}")
+        self._give(count)
+
+    def __enter__(self) -> Any:
+        self._take(FOREVER)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._give(1)
+
+    def _take(self, seconds: float) -> bool:
+        raise NotImplementedError
+
+    def _give(self, count: int) -> None:
+        raise NotImplementedError
+
+
+class Field:
+    """A field whose value all copies of the object share: number index of a schema's."""
+
+    def __init__(self, schema: Any, index: int, name: str, _kinds: int, /) -> None:
+        self.schema, self.index, self.__name__ = schema, index, name
+
+    def __get__(self, obj: object, _type: type | None = None) -> Any:
+        return self if obj is None else self.schema._get(lock_of(obj), self.index, obj)
+
+    def __set__(self, obj: object, value: object) -> None:
+        self.schema._set(lock_of(obj), self.index, value, obj)
+
+    def __delete__(self, _obj: object) -> None:
+        raise AttributeError(f"the shared field {self.__name__!r} cannot be deleted")
+
+    def __repr__(self) -> str:
+        return f"<shared field {self.__name__}>"
+
+
+def _release_after(lock: Any, error: BaseException) -> None:
+    """What the call raised is what the caller sees, or the context of what the commit raises."""
+    try:
+        lock.release()
+    except NotOwnerError:
+        pass
+    except BaseException as newer:
+        newer.__context__ = error
+        raise
 
 
 class LockedMethod:
@@ -143,7 +205,7 @@ class LockedMethod:
 
     @property
     def atomic(self) -> bool:
-        """Does an exception undo what the call changed? There is no shared field here that it could have changed."""
+        """Does an exception undo what the call changed?"""
         return self._atomic
 
     @property
@@ -163,10 +225,10 @@ class LockedMethod:
         try:
             if self._guard is not None:
                 lock._await_guard(self._guard, args[0], deadline, self._timeout)
-            result = self._func(*args, **kwargs)
-        except BaseException:
-            with suppress(NotOwnerError):  # what the call raised is what the caller sees
-                lock.release()
+            call = self._call_atomically if self._atomic else self._func
+            result = call(*args, **kwargs)
+        except BaseException as error:
+            _release_after(lock, error)
             raise
         lock.release()
         return result
@@ -178,7 +240,29 @@ class LockedMethod:
         try:
             return self._func(*args, **kwargs)
         finally:
-            how.leave()
+            if how is lock:
+                lock.release()
+            else:
+                how.leave()
+
+    def _call_atomically(self, obj: object, /, *args: Any, **kwargs: Any) -> Any:
+        lock, succeeded = lock_of(obj), False
+        level = lock.atomic
+        try:
+            saved = lock._enter_atomic()
+        except BaseException:
+            lock._break_atomic(level)
+            raise
+        try:
+            result = self._func(obj, *args, **kwargs)
+            succeeded = True
+        finally:
+            try:
+                lock._leave_atomic(saved, succeeded)
+            except BaseException:
+                lock._break_atomic(level)
+                raise
+        return result
 
     def __get__(self, obj: object, _type: type | None = None) -> Any:
         return self if obj is None else MethodType(self, obj)

@@ -185,13 +185,13 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
 
 async def _take_permit(semaphore: Any, deadline: float) -> bool:
     patient = deadline > monotonic()
-    if (not patient or semaphore._idle()) and semaphore._try() is None:
+    counts, gate = semaphore._counts, semaphore._gate_lock
+    if (not patient or counts._idle()) and counts._try() is None:
         return True
-    gate = semaphore._gate
     if not patient or not await _take(gate, semaphore, b"", deadline):
         return False
     try:
-        return await serve(semaphore._steps(deadline), semaphore._mutex)
+        return await serve(semaphore._steps(deadline), semaphore._lock)
     finally:
         gate._task_give()
 

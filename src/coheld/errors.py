@@ -50,7 +50,11 @@ class NotOwnerError(CoheldError, AssertionError, RuntimeError):
 
 
 class TooManyLocksError(CoheldError, RuntimeError):
-    """The thread holds so many locks that the kernel could not free them all if it died; nothing has changed."""
+    """One lock more than can be held; nothing has changed.
+
+    The thread holds so many that the kernel could not free them all if it died, or, on locks of files, the process has
+    no open file left for another.
+    """
 
 
 class DeadlockError(CoheldError, RuntimeError):

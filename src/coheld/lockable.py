@@ -231,7 +231,7 @@ def wait_for(obj: object, predicate: Callable[[], T], timeout: float | None = No
 
     Raises: LockTimeout: if it does not come true in that time.  NotLockedError: if the lock is not held.
     DeadlockError: inside of an atomic call that has changed something, or for a task, whose loop it would block: see
-    coheld.aio.wait_for.  IncompatibleError: on a lock of files.
+    coheld.aio.wait_for.
     """
     lock: Handle = native.lock_of(obj)
     native.LockedMethod(id, timeout, b"")  # a bad timeout raises
@@ -294,7 +294,7 @@ def _pickled_by_value(method: Any) -> bool:
         module = frame.f_globals.get("__name__", "")
         if "cloudpickle" in module or module.partition(".")[0] == "dill":
             return by_value or method.__module__ in frame.f_globals.get("list_registry_pickle_by_value", set)()
-        if module not in ("pickle", __name__):
+        if module not in ("pickle", __name__, native.LockedMethod.__module__):
             return False
         frame = frame.f_back
     return False

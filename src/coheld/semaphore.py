@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from time import monotonic
 from typing import Any, NoReturn, Self
 
 from . import native, waiting
-from .backends import backend_of, files
-from .errors import CoheldError, IncompatibleError, NotInitializedError, PermitError
+from .backends import backend_of, files, permits
+from .errors import IncompatibleError, NotInitializedError, PermitError
 
 MOST = 10_000
 _SLICE = 0.02
@@ -43,12 +42,29 @@ class Semaphore(native.SemaphoreBase):
         if name is not None:
             files.check_name(name)
         self._value = value.__index__()
-        self._bind(*place.semaphore(name))
-        self._open()
-        if (found := self._mutex.readers.head.value) != value:
+        self._have(*place.semaphore(name))
+        self._counts._open()
+        if (found := self._lock.readers.head.value) != value:
             raise IncompatibleError(
-                f"semaphore {self._mutex.label} has {found} permits, not {value}", resource=self._mutex.label
+                f"semaphore {self._lock.label} has {found} permits, not {value}", resource=self._lock.label
             )
+
+    _lock: Any = None
+    _gate_lock: Any = None
+    _permits: Any = None
+
+    def _have(self, mutex: Any, gate: Any) -> None:
+        """These are its locks.  Who counts is the C of this object where they are native, else permits.py."""
+        self._lock, self._gate_lock = mutex, gate
+        if native.missing or not isinstance(mutex, native.Mutex):
+            self._permits = permits.Permits(mutex, gate, self._value)
+        else:
+            self._bind(mutex, gate)
+
+    @property
+    def _counts(self) -> Any:
+        """Who has _try, _idle and _open."""
+        return self if self._permits is None else self._permits
 
     @property
     def value(self) -> int:
@@ -57,9 +73,9 @@ class Semaphore(native.SemaphoreBase):
 
     def free(self) -> int:
         """How many permits nobody holds; a look without a lock, so it may be a moment old. Never blocks."""
-        if self._mutex.readers is None:
-            self._open()
-        free: int = self._mutex.readers.free()
+        if self._lock.readers is None:
+            self._counts._open()
+        free: int = self._lock.readers.free()
         return free
 
     async def __aenter__(self) -> Self:
@@ -73,9 +89,9 @@ class Semaphore(native.SemaphoreBase):
         self.release()
 
     def __repr__(self) -> str:
-        if self._mutex is None or self._mutex.readers is None:
+        if self._lock is None or self._lock.readers is None:
             return f"<{type(self).__name__}, not attached>"
-        return f"<{type(self).__name__} {self._mutex.label}: {self.free()} of {self._value} free>"
+        return f"<{type(self).__name__} {self._lock.label}: {self.free()} of {self._value} free>"
 
     def __copy__(self) -> Semaphore:
         return self
@@ -84,38 +100,51 @@ class Semaphore(native.SemaphoreBase):
         return type(self)(self._value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._mutex, self._gate), self.__dict__
+        own = {name: value for name, value in self.__dict__.items() if name not in _BOUND}
+        return _rebuild, (type(self), self._lock, self._gate_lock, self._value), own
 
     def _open_register(self) -> None:
         """By the owner of the mutex."""
-        self._mutex._open_register(self._value)
+        self._lock._open_register(self._value)
 
     def _steps(self, deadline: float) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
-        while (epoch := self._try()) is not None:
+        while (epoch := self._counts._try()) is not None:
             if monotonic() >= deadline:
                 return False
             yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE))
         return True
 
-    def _take(self, _seconds: float) -> NoReturn:
-        raise NotInitializedError(f"{type(self).__name__}: Semaphore.__init__ has not run")
+    def _take(self, seconds: float) -> bool:
+        """By the half in C, where this is not native: a permit within that time?"""
+        self._check_initialized()
+        taken: bool = self._counts.take(seconds, self._steps)
+        return taken
 
-    _give = _take
+    def _give(self, count: int) -> None:
+        self._check_initialized()
+        if (held := self._counts.give(count)) < count:
+            self._not_held((held, count))
+
+    def _check_initialized(self) -> None:
+        if self._lock is None:
+            raise NotInitializedError(f"{type(self).__name__}: Semaphore.__init__ has not run")
 
     def _not_held(self, counts: tuple[int, int]) -> NoReturn:
         held, count = counts
         raise PermitError(
-            f"semaphore {self._mutex.label}: this process holds {held or 'no'} permit{'s' * (held > 1)}, and cannot "
+            f"semaphore {self._lock.label}: this process holds {held or 'no'} permit{'s' * (held > 1)}, and cannot "
             f"give {count} back",
-            resource=self._mutex.label,
+            resource=self._lock.label,
         )
 
 
-def _rebuild(cls: type[Semaphore], mutex: Any, gate: Any) -> Semaphore:
+_BOUND = {"_lock", "_gate_lock", "_permits", "_value"}
+
+
+def _rebuild(cls: type[Semaphore], mutex: Any, gate: Any, value: int) -> Semaphore:
     """Load a pickled semaphore. Never raises: what cannot be reached raises at the first call."""
     made = cls.__new__(cls)
-    made._bind(mutex, gate)
-    with suppress(CoheldError, OSError):
-        gate.attach()
+    made._value = value
+    made._have(mutex, gate)
     return made

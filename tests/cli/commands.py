@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from coheld import Lockable
-from support import delays, states
+from coheld.testing.support import delays, states
 
 COHELD = [sys.executable, "-c", "import sys; from coheld.cli import main; sys.exit(main())"]
 PYTHON = [sys.executable, "-ISc"]  # a command that starts fast

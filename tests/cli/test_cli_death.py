@@ -16,7 +16,7 @@ import pytest
 from cli.commands import COHELD, PYTHON, coheld, really_gone, wait_for_line
 from coheld import InsecureError, Lockable, _native, holder, mutex, ward
 from coheld.cli import exits, relay, run
-from support import delays, procs, states
+from coheld.testing.support import delays, procs, states
 
 # Says who it is, and stays. The second form outlives its runner: it takes the kernel's promise back.
 STAY = ["sh", "-c", 'echo $$ > "$0"; exec sleep 1000']

@@ -13,7 +13,7 @@ from cli.commands import COHELD, Terminal, coheld
 from coheld import holder, statistics
 from coheld.cli import testbed
 from coheld.cli.report import DeviceResult, Report, WorkerResult
-from support import delays, procs, states
+from coheld.testing.support import delays, procs, states
 
 BRIEF = ["demo", "--seconds", "1.5", "--workers", "4", "--devices", "2"]
 

@@ -8,7 +8,7 @@ import pytest
 import coheld as package
 from cli.commands import COHELD, coheld
 from coheld.cli import exits
-from support import procs
+from coheld.testing.support import procs
 
 HEAVY = {"rich", "textual", "asyncio", "multiprocessing", "subprocess", "tempfile", "msgspec", "redis", "psycopg"}
 

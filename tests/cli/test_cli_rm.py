@@ -5,7 +5,7 @@ from pathlib import Path
 from cli.commands import can_be_had, coheld
 from coheld import Lockable
 from coheld.cli import exits
-from support import procs
+from coheld.testing.support import procs
 
 
 def test_removed(coheld_dir: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cli.commands import COHELD, PYTHON, can_be_had, coheld
 from coheld import Lockable, holder
 from coheld.cli import exits
-from support import delays, procs
+from coheld.testing.support import delays, procs
 
 SHOW_ARGUMENTS = [*PYTHON, "import json, sys; print(json.dumps(sys.argv[1:]))"]
 

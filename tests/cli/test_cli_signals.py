@@ -10,7 +10,7 @@ import pytest
 from cli.commands import COHELD, PYTHON, Terminal, can_be_had, really_gone
 from coheld import Lockable, holder
 from coheld.cli import relay
-from support import procs, states
+from coheld.testing.support import procs, states
 
 # Prints the names of the signals it gets; ends with status 9 at SIGALRM.
 LISTENER = """

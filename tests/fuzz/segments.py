@@ -28,9 +28,9 @@ from typing import Any
 
 from coheld import CoheldError, Lockable, holder, statistics
 from coheld.mutex import remove
-from contract.places import place_of
+from coheld.testing.contract.places import place_of
+from coheld.testing.support import delays, seeds
 from shm import spoil
-from support import delays, seeds
 
 PATIENCE = 0.02  # s; of an attempt to get a lock, which may well be held
 LONGEST = round(delays.LONG)  # s; a child that takes longer hangs

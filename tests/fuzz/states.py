@@ -3,8 +3,8 @@
     PYTHONPATH=tests python tests/fuzz/states.py --seconds 600
     PYTHONPATH=tests python tests/fuzz/states.py --seed 1 --case 4711      # one case again
 
-Each case damages the state of a named resource, before or after a process has mapped it, and lets a child use it in all
-ways. Half of them get a header whose checksum is right, so that what comes behind it is reached. A finding is a child
+Each case damages the state of a named resource, before or after a process has looked at it, and lets a child use it in
+all ways. Half of them get checksums that are right, so that what comes behind them is reached. A finding is a child
 that dies of a signal, or meets an exception that is neither a CoheldError nor an OSError.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import coheld
 from coheld import CoheldError, Lockable, shared
 from coheld.mutex import remove
-from coheld.state import store
+from coheld.state import slots, store
 from coheld.state.looking import look
 
 NAME = "fuzzed"
@@ -65,7 +65,7 @@ def path_of(probe: Probe) -> Path:
     return Path(store.path_of(lock.segment.path, lock.offset, store.generation_of(lock.version)))
 
 
-def damaged(content: bytes, rng: random.Random, cut: bool) -> bytes:
+def damaged(content: bytes, word: int, rng: random.Random, cut: bool) -> bytes:
     """Some bytes are others, mostly where structure is."""
     data = bytearray(content)
     used = len(data.rstrip(b"\0"))
@@ -77,21 +77,37 @@ def damaged(content: bytes, rng: random.Random, cut: bool) -> bytes:
         elif how < 0.6:
             data[place] ^= 1 << rng.randrange(8)
         elif how < 0.8:
-            word = struct.pack("<Q", rng.choice([0, 1, 20, 21, 2**31, 2**32 - 1, 2**63, 2**64 - 1, len(data), used]))
-            data[place : place + 8] = word[: len(data) - place]
+            odd = struct.pack("<Q", rng.choice([0, 1, 20, 21, 2**31, 2**32 - 1, 2**63, 2**64 - 1, len(data), used]))
+            data[place : place + 8] = odd[: len(data) - place]
         else:
             data[place : place + 16] = rng.randbytes(min(16, len(data) - place))
     if rng.random() < 0.5:
-        mend(data)
+        mend(data, word)
     return bytes(data[: rng.randrange(len(data))]) if cut and rng.random() < 0.1 else bytes(data)
 
 
-def mend(data: bytearray) -> None:
-    """Give the header a checksum that is right."""
-    head = store._HEAD.size
-    schema = store.Head(*store._HEAD.unpack_from(data)).schema
-    record = bytes(data[store._BEGIN : store._BEGIN + min(schema, len(data))])
-    struct.pack_into("=I", data, head, zlib.crc32(bytes(data[:head]) + record))
+def mend(data: bytearray, word: int) -> None:
+    """Give the header a checksum that is right, and the slots, where they have one."""
+    size = slots.HEAD.size
+    head = slots.Head(*slots.HEAD.unpack_from(data))
+    begins = bytes(data[:size])
+    record = bytes(data[slots.BEGIN : slots.BEGIN + min(head.schema, len(data))])
+    begins += struct.pack("=I", zlib.crc32(begins + record)) + record
+    data[: len(begins)] = begins
+    if head.magic == slots.CHECKED:
+        mend_slot(data, (head.first, head.second)[word & 1], head.count, word, zlib.crc32(begins))
+
+
+def mend_slot(data: bytearray, begin: int, count: int, word: int, seed: int) -> None:
+    """Give the live slot and its values checksums that are right, as far as they lie in the file."""
+    end = begin + count * slots.ENTRY.size
+    if end + 8 > len(data):
+        return
+    for place in range(begin, end, slots.ENTRY.size):
+        _, length, low = struct.unpack_from("=QIQ", data, place)
+        if length > slots.SHORT and low + length <= len(data):
+            struct.pack_into("=I", data, place + 20, zlib.crc32(data[low : low + length]))
+    struct.pack_into("=Q", data, end, zlib.crc32(data[begin:end], zlib.crc32(struct.pack("=Q", word), seed)))
 
 
 def change(probe: Probe) -> None:
@@ -154,7 +170,8 @@ class Fuzzer:
         probe = Probe(lock_name=NAME)
         fill(probe)
         path = path_of(probe)
-        content = damaged(path.read_bytes(), rng, cut=not (mapped := rng.random() < 0.3))
+        word = probe.__lock__.version
+        content = damaged(path.read_bytes(), word, rng, cut=not (mapped := rng.random() < 0.3))
         del probe
         outcome = self._in_child(path, content, mapped)
         self.report.cases += 1

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from support import states
+from coheld.testing.support import states
 
 SYS_RESTART = {"x86_64": 219, "aarch64": 128}[platform.machine()]  # a sleep that SIGSTOP broke goes on under this
 

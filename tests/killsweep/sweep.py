@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 import coheld._native
+from coheld.testing.support import delays
 from killsweep.stepper import Code, Lost, build
 from killsweep.trial import ASLEEP, PROMPT, SCENES, Cast, Outcome, Point, Trial, scratch
 from killsweep.workbench import BODY, SUBJECTS, Counted, Stage
-from support import delays
 
 AGAIN = 8  # trials of one point, where a busy machine may have been slow: three in a row have been, in one burst
 PATIENT = 0.05  # of the trials with a keeper: nobody else may call there, and a lost wake costs a bounded sleep

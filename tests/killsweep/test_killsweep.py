@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support import delays, effort
+from coheld.testing.support import delays, effort
 
 FULL = os.environ.get("COHELD_SWEEP") == "full"
 TESTS = Path(__file__).resolve().parents[1]

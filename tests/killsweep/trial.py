@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from coheld.testing.support import delays, states
+from coheld.testing.support.exclusion import Exclusion
 from killsweep.actor import Actor
 from killsweep.stepper import Route, Tracee, Walk, trace_me
 from killsweep.workbench import BODY, Bench, Board, Counted, Role, Stage, Subject, new_board
-from support import delays, states
-from support.exclusion import Exclusion
 
 SLICE = 1.2  # s; nobody sleeps longer than this on a lock that is free
 SLOWEST = SLICE + delays.LONG / 10  # s; the bound of the next acquire: that sleep, and a busy machine

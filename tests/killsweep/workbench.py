@@ -12,8 +12,8 @@ from multiprocessing import Semaphore as Unreturned
 from typing import Protocol
 
 from coheld import Lockable, Owner, Pool, Semaphore, snapshot
+from coheld.testing.support.exclusion import Exclusion, Overlap
 from killsweep.stepper import MARK
-from support.exclusion import Exclusion, Overlap
 
 
 class Role(IntEnum):

@@ -16,7 +16,7 @@ import pytest
 from coheld import Lockable, NotOwnerError, holder, statistics
 from coheld.backends import files, shm
 from coheld.mutex import remove
-from support import delays, procs, states
+from coheld.testing.support import delays, procs, states
 
 
 class Plain(Lockable):

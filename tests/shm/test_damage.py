@@ -18,11 +18,11 @@ from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, R
 from coheld.backends import files, shm, sweeping
 from coheld.backends.base import handle
 from coheld.mutex import remove
-from contract import killpoints
-from contract.places import all_in, had, inode_of, place_of, took
+from coheld.testing.contract import killpoints
+from coheld.testing.contract.places import all_in, had, inode_of, place_of, took
+from coheld.testing.support import delays, procs
 from fuzz import segments
 from shm import spoil
-from support import delays, procs
 
 
 class Victim:

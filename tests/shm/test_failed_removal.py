@@ -5,7 +5,7 @@ import pytest
 from coheld import Lockable, holder, native
 from coheld.backends import shm
 from coheld.mutex import remove
-from support import procs
+from coheld.testing.support import procs
 
 
 def fail_to_remove(link: procs.Link) -> None:

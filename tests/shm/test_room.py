@@ -16,9 +16,10 @@ import pytest
 from coheld import Lockable, holder
 from coheld.backends import shm
 from coheld.mutex import remove
-from contract import killpoints, namespaces
-from contract.places import all_in, file_of, place_of, took
-from support import delays, procs
+from coheld.testing.contract import killpoints
+from coheld.testing.contract.places import all_in, file_of, place_of, took
+from coheld.testing.support import delays, procs
+from shm import namespaces
 
 PAGE = 4096
 MOST = 100_000  # locks; there is never room for so many here

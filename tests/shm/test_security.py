@@ -14,9 +14,9 @@ import pytest
 from coheld import CoheldError, InsecureError, Lockable
 from coheld.backends import files, shm
 from coheld.mutex import remove
-from contract import namespaces
-from contract.places import all_in, file_of, took
-from support import procs
+from coheld.testing.contract.places import all_in, file_of, took
+from coheld.testing.support import procs
+from shm import namespaces
 
 DEFAULT = f"/dev/shm/coheld-{os.geteuid()}"
 UMASKS = [0o000, 0o002, 0o022, 0o077, 0o177, 0o277, 0o777]

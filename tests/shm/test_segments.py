@@ -14,9 +14,9 @@ import pytest
 from coheld import Lockable, statistics
 from coheld._native import CELL_SIZE
 from coheld.process import start_of
-from contract.observe import in_a_thread_of_its_own
-from contract.places import Place, all_in, arenas_of, file_of, place_of, took
-from support import delays, procs
+from coheld.testing.contract.observe import in_a_thread_of_its_own
+from coheld.testing.contract.places import Place, all_in, arenas_of, file_of, place_of, took
+from coheld.testing.support import delays, procs
 
 FIRST_CHUNK = 64 * 1024
 

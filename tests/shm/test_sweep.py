@@ -21,9 +21,10 @@ import pytest
 from coheld import BackendError, Lockable
 from coheld.backends import shm, sweeping
 from coheld.process import start_of
-from contract import killpoints, roles, runs
-from contract.places import all_in, arenas_of, had, took
-from support import delays, effort, procs, states
+from coheld.testing.contract import killpoints
+from coheld.testing.contract.places import all_in, arenas_of, had, took
+from coheld.testing.support import delays, effort, procs, states
+from shm import roles, runs
 
 # ---- nothing is left after a normal run --------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import coheld
-from support import delays
+from coheld.testing.support import delays
 
 pytestmark = pytest.mark.source_tree  # and the tools of who works on it
 SAMPLES = Path(__file__).parent / "samples"

@@ -7,7 +7,7 @@ from pyats.connections import BaseConnection
 
 import coheld
 from coheld import Owner
-from support.exclusion import Exclusion
+from coheld.testing.support.exclusion import Exclusion
 
 
 class Minimal(BaseConnection):

@@ -18,9 +18,9 @@ from pyats.topology import Device
 import coheld
 from coheld.backends.base import Handle
 from coheld.pyats import adopt
-from contract.observe import held_elsewhere, is_free
-from support import delays, procs, states
-from support.exclusion import Exclusion
+from coheld.testing.contract.observe import held_elsewhere, is_free
+from coheld.testing.support import delays, procs, states
+from coheld.testing.support.exclusion import Exclusion
 
 Cisco = reference.Lockable
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from support.environments import COMPAT, Environment, build
+from tools.environments import COMPAT, Environment, build
 
 # Where the class comes from, and whether each installed file is the one that its distribution brought.
 LOOK = """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from unicon import Connection
 
-from support import delays, procs
+from coheld.testing.support import delays, procs
 
 MOCK = f"{Path(sys.executable).parent}/mock_device_cli --os iosxe --state general_enable"
 

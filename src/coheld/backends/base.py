@@ -46,14 +46,13 @@ class Capabilities:
     None: it ends, but nobody says when, nor in which order.  wakes_without_polling: who waits sleeps until the lock is
     given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
     thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
-    None: as many as it can have open files.  tasks: can a task of asyncio own it?
+    None: as many as it can have open files.
     """
 
     handoff_bound: float | None
     wakes_without_polling: bool
     uninterruptible_entry: bool
     held_limit: int | None
-    tasks: bool
 
 
 class Resource(Protocol):
@@ -254,6 +253,10 @@ class Handle(Monitor, Tasking, _Half):
         counts = self.readers.counts() if self.readers is not None else []
         return ", ".join(f"process {pid}" + (f" ({count} times)" if count > 1 else "") for pid, _, count in counts[:5])
 
+    def _open_register(self, value: int = 0) -> None:
+        """By the owner: the register beside it is mapped from here on. value: permits, or 0: of readers."""
+        raise NotImplementedError
+
     def _held_by(self) -> list[tuple[int, int, int]]:
         """By the owner: the processes that read it, or have permits that it guards: number, start, how many."""
         return []
@@ -265,6 +268,24 @@ class Handle(Monitor, Tasking, _Half):
         raise IncompatibleError(
             f"{self.label}: its memory is damaged; if nobody uses it, remove {self.segment.path}", resource=self.label
         )
+
+
+class Gatekeeping(Handle if TYPE_CHECKING else object):  # type: ignore[misc]  # a mixin, before a Mutex
+    """Of the lock that the one who waits for a permit of a semaphore holds: a backend's Gate is this and its Mutex."""
+
+    __slots__ = ()
+
+    def _owner_died(self, _record: tuple[int, int, int, str]) -> None:
+        """It has waited, and no work of it is half done."""
+
+    def _recover(self, _obj: object) -> None:
+        self.recovered()
+
+    def __reduce__(self) -> tuple[Callable[..., Handle], tuple[object, ...]]:
+        self.shared = True  # type: ignore[misc]  # its Mutex has that
+        token = self.resource.scheme, *self.resource.token(self.offset if self.attached else 0)
+        known(("gate", *token), lambda: self)
+        return gate, token
 
 
 def _ward() -> ModuleType:
@@ -290,6 +311,11 @@ _handles = _Handles()
 at_fork(child=_handles.begin)
 
 
+def views_guard() -> threading.RLock:
+    """Held by whoever attaches a handle, or gives it a view."""
+    return _handles.guard
+
+
 def known(token: tuple[object, ...], make: Callable[[], H]) -> H:
     """The one handle of what the token says; made if this process has none."""
     with _handles.guard:
@@ -297,6 +323,14 @@ def known(token: tuple[object, ...], make: Callable[[], H]) -> H:
         if found is None:
             _handles.known[token] = found = make()
         return found
+
+
+def gate(*token: Any) -> Handle:
+    """What a pickled Gate is loaded by; attached at its first use."""
+    scheme, *where = token
+    backend = of_scheme(scheme)
+    made: Handle = known(("gate", *token), lambda: backend.Gate(backend.resource(*where)))
+    return made
 
 
 def handle(*token: Any) -> Handle:

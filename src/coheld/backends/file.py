@@ -1,4 +1,4 @@
-"""Locks that files guard, for where there is no native mutex; and the capabilities that they have not.
+"""Locks that files guard, for where there is no native mutex.
 
     name-<escaped name>            one named lock: its header and its cell; it is its own guard
     cells-<pid>-<start>-<random>/  the anonymous locks that one process made:
@@ -6,6 +6,7 @@
         chunk-<n>.<offset>             the guard of one cell
         member-<pid>-<start>           a process that uses them
         gate                           locked for moments, by who joins or looks whether all have gone
+    <the file of a cell>~<offset>.<generation>  the shared state of that lock, see state/store.py
 
 The lock of a name's file is taken on a descriptor of its own each time, opened by the name: who finds that this leads
 to another file than the mapped one has found a lock that was removed.
@@ -25,20 +26,20 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any, NoReturn
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 from .. import native
-from ..errors import BackendError, CoheldError, IncompatibleError
+from ..errors import BackendError, CoheldError
 from ..process import at_fork, start_of
 from . import claims, files, leaving
-from .base import Capabilities
+from .base import Capabilities, Gatekeeping, Handle, gate, known
 from .polled import Polled
 from .record import CELL_SIZE, Cell
 
 SCHEME = "file"
 CAPABILITIES = Capabilities(
-    handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False, held_limit=None, tasks=False
+    handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False, held_limit=None
 )
 _FIRST_CHUNK = 1 << 16
 _NAMED_SIZE = native.HEADER_SIZE
@@ -57,6 +58,12 @@ class Segment:
 
 class Mutex(Polled):
     """A lock that a file guards."""
+
+    __slots__ = ()
+
+
+class Gate(Gatekeeping, Mutex):
+    """What the one that waits for a permit of a semaphore holds."""
 
     __slots__ = ()
 
@@ -131,7 +138,7 @@ class Arena(_Cells):
         self.chunks: list[Segment] = []
         self.free: deque[tuple[Segment, int]] = deque()
 
-    def take(self) -> Mutex:
+    def take(self, kind: type[Mutex] = Mutex) -> Mutex:
         """A lock that nobody else has. Raises: OSError: if there is no room for it."""
         try:
             segment, offset = self.free.popleft()
@@ -141,7 +148,7 @@ class Arena(_Cells):
                     self._grow()
                 segment, offset = self.free.popleft()
         Cell(segment.map, offset).make()
-        return Mutex(Own(self, segment), segment, offset)
+        return kind(Own(self, segment), segment, offset)
 
     def _grow(self) -> None:
         number = len(self.chunks)
@@ -202,11 +209,14 @@ def _label(path: str, offset: int) -> str:
 
 def anonymous() -> Mutex:
     """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
+    return _current_arena().take()
+
+
+def _current_arena() -> Arena:
     with _process.guard:
         if _process.arena is None:
             _process.arena = _new_arena()
-        arena = _process.arena
-    return arena.take()
+        return _process.arena
 
 
 def _new_arena() -> Arena:
@@ -279,25 +289,33 @@ class Named:
     """A lock that any process of the user finds by its name."""
 
     scheme, named = SCHEME, True
+    kind, travels_as, suffix = files.NAMED, "name", ""
 
     def __init__(self, name: str, directory: str) -> None:
         self.name, self.directory = name, directory
-        self.path = os.path.join(directory, files.file_name(name))
+        self.path = os.path.join(directory, files.file_name(name)) + self.suffix
 
     def attach(self) -> tuple[Segment, int]:
-        return _open_named(self.path, self.name), files.NAMED_CELL
+        return _open_named(self.path, self.name, self.kind), files.NAMED_CELL
+
+    def find(self) -> tuple[Segment, int]:
+        """The same, and nothing is made. Raises: FileNotFoundError: if there is none."""
+        return _map_named(self.path, self.name, self.kind), files.NAMED_CELL
 
     def retire(self, segment: Segment) -> None:
-        """The cell is marked REMOVED.  Who did that may have been killed before it took the name off."""
-        if not files.same_file(segment.path, segment.identity):
-            return
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink(segment.path)
-        except PermissionError:
-            if not files.IN_USE_STAYS:
-                raise
-            Cell(segment.map, files.NAMED_CELL).renew()  # the file stays, and is the new lock of that name
+        """The cell is marked REMOVED.  Who did that may have been killed before it took the name off.
+
+        By one at a time: between the look at the name and its end nobody can make it anew, with a state of its own.
+        """
+        with suppress(FileNotFoundError), _alone_in(self.directory):
+            if not files.same_file(segment.path, segment.identity):
+                return
+            try:
+                files.unlink_whole(segment.path)
+            except PermissionError:
+                if not files.IN_USE_STAYS:
+                    raise
+                Cell(segment.map, files.NAMED_CELL).renew()  # the file stays, and is the new lock of that name
 
     def open_guard(self, segment: Segment, _offset: int) -> int:
         return files.open_checked(segment.path)
@@ -307,10 +325,17 @@ class Named:
         return (found.st_dev, found.st_ino) == segment.identity
 
     def token(self, _offset: int) -> tuple[object, ...]:
-        return ("name", self.name, self.directory)
+        return (self.travels_as, self.name, self.directory)
 
     def label(self, _offset: int) -> str:
         return repr(self.name)
+
+
+def _alone_in(directory: str) -> AbstractContextManager[object]:
+    """For moments, among all who take names off there.  Where a file in use stays, nobody can: who would, uses it."""
+    if files.IN_USE_STAYS:
+        return nullcontext()
+    return claims.briefly(lambda: os.open(directory, os.O_RDONLY), directory)
 
 
 def named(name: str) -> Named:
@@ -318,52 +343,74 @@ def named(name: str) -> Named:
     return Named(name, files.lock_directory())
 
 
+class NamedSemaphore(Named):
+    """A semaphore's lock, in its file."""
+
+    kind, travels_as = files.SEMAPHORE, "semaphore"
+
+
+class NamedGate(NamedSemaphore):
+    """Its gate, in a file beside it."""
+
+    travels_as, suffix = "gate", "~gate"
+
+
+_TRAVELLERS = {resource.travels_as: resource for resource in (Named, NamedSemaphore, NamedGate)}
+
+
 def existing(name: str) -> Named:
-    """The same: no other resource has a name here."""
-    return named(name)
+    """The resource of that name, whatever it is; a lock, if there is none."""
+    found = named(name)
+    return NamedSemaphore(name, found.directory) if files.kind_of(found.path) == files.SEMAPHORE else found
 
 
-def semaphore(name: str | None) -> NoReturn:
-    """Not here."""
-    raise IncompatibleError(f"a semaphore needs the backend shm: {native.missing or 'this one is file:'}")
+def semaphore(name: str | None) -> tuple[Handle, Handle]:
+    """The locks of a semaphore: the one that guards its register, and its gate.  New ones without a name."""
+    if name is None:
+        arena = _current_arena()
+        return arena.take(), arena.take(Gate)
+    directory = files.lock_directory()
+    inner = NamedSemaphore(name, directory)
+    return known((SCHEME, *inner.token(0)), lambda: Mutex(inner)), gate(SCHEME, *NamedGate(name, directory).token(0))
 
 
 def resource(kind: str, *where: Any) -> RemoteCell | Named:
     """What travelled as that token."""
-    return RemoteCell(*where) if kind == "arena" else Named(*where)
+    return RemoteCell(*where) if kind == "arena" else _TRAVELLERS[kind](*where)
 
 
-def _open_named(path: str, name: str) -> Segment:
+def _open_named(path: str, name: str, kind: int) -> Segment:
     """Map a named lock's file, made if it is missing."""
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is not None and files.same_file(path, segment.identity):
+            files.check_kind(path, segment.map[: files.HEADER_LENGTH], kind)
             return segment
         while True:  # until it is there: others may make and remove it meanwhile
             with suppress(FileNotFoundError):
-                segment = _map_named(path, name)
+                segment = _map_named(path, name, kind)
                 break
             with suppress(FileExistsError):
-                _create_named(path, name)
+                _create_named(path, name, kind)
         _process.segments[path] = segment
         return segment
 
 
-def _map_named(path: str, name: str) -> Segment:
+def _map_named(path: str, name: str, kind: int) -> Segment:
     fd = files.open_checked(path)
     try:
-        segment, of_this_boot = _checked(path, fd, files.NAMED, name)
+        segment, of_this_boot = _checked(path, fd, kind, name)
     finally:
         os.close(fd)
     if not of_this_boot:
-        _revive(segment, name)
+        _revive(segment, name, kind)
     return segment
 
 
-def _revive(segment: Segment, name: str) -> None:
+def _revive(segment: Segment, name: str, kind: int) -> None:
     """It outlived a reboot, on a disk: nobody of then lives.  Who held it is found dead by the next to take it; who
     worked on behalf of that is gone, and must not be looked for by its number."""
-    here = header_here(files.NAMED, name).pack()
+    here = header_here(kind, name).pack()
     with claims.briefly(lambda: files.open_checked(segment.path), segment.path):
         if segment.map[: files.HEADER_LENGTH] != here:
             cell = Cell(segment.map, files.NAMED_CELL)
@@ -372,12 +419,12 @@ def _revive(segment: Segment, name: str) -> None:
             segment.map[: files.HEADER_LENGTH] = here
 
 
-def _create_named(path: str, name: str) -> None:
+def _create_named(path: str, name: str, kind: int) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
     sweep(directory)
-    with files.new_file(directory, _NAMED_SIZE, header_here(files.NAMED, name)) as (made, fd):
+    with files.new_file(directory, _NAMED_SIZE, header_here(kind, name)) as (made, fd):
         try:
             Cell(Segment(made, fd).map, files.NAMED_CELL).make()
         finally:

@@ -5,6 +5,8 @@
     .new-<pid>-<start>-<random>    any of them, half made
     <one of the first two>~<offset>.<generation>    the shared state of one lock in it, see state/store.py
 
+Locks that files guard have theirs in the same directory, see file.py.
+
 A header stands first in each file.  It is written before the file gets its name, and read before a cell is touched.
 """
 
@@ -112,7 +114,7 @@ def check_header(path: str, raw: bytes, size: int, here: Header) -> bool:
     for field in Header.__dataclass_fields__:
         theirs, ours = getattr(found, field), getattr(here, field)
         if theirs != ours and field == "kind":
-            raise of_another_kind(path, found.kind, here.kind)
+            raise _of_another_kind(path, found.kind, here.kind)
         if theirs != ours and field != "boot":
             raise IncompatibleError(
                 f"{path} was made with another {field.replace('_', ' ')}: {_shown(theirs)}, here {_shown(ours)}",
@@ -121,7 +123,13 @@ def check_header(path: str, raw: bytes, size: int, here: Header) -> bool:
     return found.boot == here.boot
 
 
-def of_another_kind(path: str, found: int, wanted: int) -> IncompatibleError:
+def check_kind(path: str, raw: bytes, wanted: int) -> None:
+    """Raises: IncompatibleError: if the file that begins so is of another kind."""
+    if (found := kind_in(raw)) != wanted:
+        raise _of_another_kind(path, found, wanted)
+
+
+def _of_another_kind(path: str, found: int, wanted: int) -> IncompatibleError:
     return IncompatibleError(f"{path} is {_KINDS.get(found)}, not {_KINDS.get(wanted)}", resource=path)
 
 

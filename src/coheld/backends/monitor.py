@@ -29,9 +29,6 @@ class Monitor(_Half):
         @property
         def label(self) -> str: ...
 
-    def _refuse_stateless(self, what: str) -> None:
-        """Raises: IncompatibleError: if this lock has no state beside it; what: who needs one."""
-
     def _is_created(self) -> bool:
         """The flag says so, or the state does, where its maker was killed between that commit and the flag."""
         return bool(self.flags & native.CREATED or self.version >> 48 & 1)
@@ -135,6 +132,13 @@ class Monitor(_Half):
         except BaseException:
             self._discard()  # half undone is worse than undone too much
             raise
+
+    def _break_atomic(self, level: int) -> None:
+        """An exception (of a signal's handler) has come where an atomic call was about to begin, or to be undone:
+        undone too much is better than half of it committed."""
+        if self._mine():
+            self.atomic = level
+            self._discard()
 
     def _not_so(self, what: str, timeout: float) -> LockTimeout:
         return LockTimeout(f"{self.label}: {what} for {float(timeout):g} s", resource=self.label, waited=float(timeout))

@@ -19,20 +19,23 @@ Then it takes all slots away: those that live are there again at their next look
 from __future__ import annotations
 
 import _thread
+import errno
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from ..native import RECOVERING, REMOVED, WARDED
+from ..errors import TooManyLocksError
+from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
 from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
 from . import claims
 from .base import Handle, Resource
-from .record import CELL_SIZE, Cell
-from .stateless import Stateless
+from .called import Shared
+from .record import CELL_SIZE, Cell, Record
+from .stateful import Stateful
 
 _HANDOFF_AGE = 500_000  # ns
 _SLICE = 1_000_000_000  # ns between two looks at the name
@@ -54,15 +57,30 @@ class Place(Resource, Protocol):
         """The cell is never used again, by nobody. Only a lock that never left its process is told so."""
 
 
-class Polled(Stateless, Handle):
+class Polled(Stateful, Shared, Handle):
     """A Handle with all that it needs but a place."""
 
     resource: Place
-    __slots__ = ("__weakref__", "_cell", "_check", "_forks", "_owners", "_sleepers", "resource", "segment", "shared")
+    __slots__ = (
+        "__weakref__",
+        "_cell",
+        "_check",
+        "_copies",
+        "_forks",
+        "_owners",
+        "_sleepers",
+        "queued",
+        "readers",
+        "resource",
+        "segment",
+        "shared",
+    )
 
     def __init__(self, resource: Any, segment: Any = None, offset: int = 0, /) -> None:
-        self.resource, self.segment, self.shared = resource, segment, False
+        super().__init__()
+        self.resource, self.segment, self.shared, self._copies = resource, segment, False, claims.copies()
         self._cell: Cell | None = None if segment is None else Cell(segment.map, offset)
+        self.queued, self.readers = False, None
         self._check = _NEVER  # when to look at the name again, ns
         self._begin()
 
@@ -71,13 +89,15 @@ class Polled(Stateless, Handle):
         self._forks = claims.forks()
         self._owners: dict[int, claims.Claim] = {}
         self._sleepers: deque[Any] = deque()
+        self._watchers: deque[Any] = deque()
 
     def bind(self, segment: Any, offset: int, /) -> None:
         """This cell from now on. Raises: ValueError: if none is there."""
         cell = Cell(segment.map, offset) if 0 <= offset <= len(segment.map) - CELL_SIZE else None
         if cell is None or not cell.sane():
             raise ValueError(f"no lock at offset {offset}")
-        self.segment, self._cell, self.shared = segment, cell, True
+        self.view = None  # first: what it knows is of the cell before
+        self.segment, self._cell, self.shared, self.readers = segment, cell, True, None
 
     def watch(self) -> None:
         """Ask _look() at the next acquire, and then about once a second."""
@@ -111,8 +131,12 @@ class Polled(Stateless, Handle):
         """Depth, since when, and who; depth is 0 if that one has died."""
         cell = self._place()
         depth, owner = cell.depth, cell.owner()
-        lives = depth and start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
-        return depth if lives else 0, cell.since, owner
+        return depth if depth and _lives(owner) else 0, cell.since, owner
+
+    def _is_orphaned(self, cell: Cell) -> bool:
+        """Has its owner died?  What that has left stays as it is, and an owner that comes or goes changes it."""
+        depth, owner = cell.depth, cell.owner()
+        return bool(depth) and not _lives(owner) and (cell.depth, cell.owner()) == (depth, owner)
 
     def _dead(self) -> tuple[int, int, int, str]:
         return self._place().dead()
@@ -150,32 +174,52 @@ class Polled(Stateless, Handle):
         if claim.depth > 1:
             claim.depth = claim.cell.depth = claim.depth - 1
         else:
-            self._give(claim)
+            try:
+                self._commit()
+            finally:
+                if self._hold() is not claim:  # what ran in the commit has forked, and this is the child
+                    self._not_owner()
+                self._give(claim)
 
     def _mine(self) -> bool:
-        return self._hold() is not None
+        return self._owns(self._cell)
+
+    def _owns(self, cell: Cell | None) -> bool:
+        """Does the caller hold that cell?  The lock may have got another one since, where files were taken away."""
+        claim = self._hold()
+        return claim is not None and claim.cell is cell
 
     def _hold(self) -> claims.Claim | None:
-        """The caller's hold."""
+        """The caller's hold: of the task that runs, or of its thread."""
         if self._forks != claims.forks():
             self._begin()
-        claim = claims.this_thread().held.get(self)
+        caller = claims.this_caller()
+        claim = self._hold_of(caller)
+        return self._hold_of(claims.this_thread()) if claim is None and caller.task else claim
+
+    def _hold_of(self, caller: claims.Caller) -> claims.Claim | None:
+        claim = caller.held.get(self)
         if claim is None or not claim.depth or claim.leaving or self._owners.get(0) is not claim:
             return None
         return claim
 
-    def _take(self, obj: Any, method: str, timeout: float | None, /) -> bool:
-        """True: held. False: not within the time. obj: whose __recover__ may run; None: nobody's."""
+    def _take(
+        self, obj: Any, method: str, timeout: float | None, /, stop: bytearray | None = None, reads: bool = False
+    ) -> bool:
+        """True: held. False: not within the time. obj: whose __recover__ may run; None: nobody's.
+
+        stop: somebody sets its byte to end the wait.  reads: to count a reader in, with the others who read.
+        """
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         while True:
             if (claim := self._hold()) is not None:
                 return self._again(claim)
             if self._cell is None:
                 self._attach()
-            claim = self._wait(deadline) if timeout is None or timeout > 0 else self._try()
+            claim = self._wait(deadline, stop) if timeout is None or timeout > 0 else self._try()
             if claim is None:
                 return False
-            held = None if claim.depth else self._enter(claim, obj, method, deadline)
+            held = None if claim.depth else self._enter(claim, obj, method, deadline, stop, reads)
             if held is not None:
                 return held
 
@@ -188,8 +232,8 @@ class Polled(Stateless, Handle):
 
     def _try(self) -> claims.Claim | None:
         """One try; never blocks.  With the claim come the file's lock and nothing else: no record is written yet."""
-        thread = claims.this_thread()
-        claim = thread.held[self] = claims.Claim(thread.mark, self.segment, self._place())
+        caller = claims.this_caller()
+        claim = caller.held[self] = claims.Claim(caller, self.segment, self._place())
         try:
             if self._claim(claim) and self._guard(claim):
                 return claim
@@ -212,35 +256,65 @@ class Polled(Stateless, Handle):
         """Lock the file.  One that is not there any more, or that another has replaced, guards nothing."""
         open_it = partial(self.resource.open_guard, claim.segment, claim.cell.offset)
         with suppress(FileNotFoundError):
-            if not claim.guard(open_it):
-                return False
-            if self.resource.guards(claim.segment, claim.fd or 0):
+            try:
+                if not claim.guard(open_it):
+                    return False
+            except OSError as error:
+                if error.errno == errno.EMFILE:
+                    self._too_many(error)
+                raise
+            if self._is_right(claim):
                 return True
         claim.cell.flags |= REMOVED  # the cell is nobody's, and says so to this process's other threads
         self._drop(claim)
         self._attach(id(claim.cell))
         return False
 
+    def _too_many(self, error: OSError) -> NoReturn:
+        raise TooManyLocksError(
+            f"{self.label}: this process has as many open files as it may (ulimit -n), and each lock of files that is "
+            "held takes one; release some first",
+            resource=self.label,
+        ) from error
+
+    def _is_right(self, claim: claims.Claim) -> bool:
+        """Has it locked the file that guards the cell?  If a signal's handler has inherited that, _enter finds out."""
+        fd = claim.fd
+        try:
+            right = fd is None or self.resource.guards(claim.segment, fd)
+        except OSError:
+            if claim.fd is fd:
+                raise
+            right = True
+        return right or claim.fd is not fd
+
     def _drop(self, claim: claims.Claim) -> None:
-        """Give up a claim, and its guard before it."""
+        """Give up a claim, and its guard before it.  No call stands between a look and what it is for: a signal's
+        handler may have inherited the claim."""
         claim.let_go()
-        if self._owners.get(0) is claim:
-            del self._owners[0]
+        owners, held = self._owners, claim.held
+        if 0 in owners and owners[0] is claim:
+            del owners[0]
         else:
             claim.dead = True  # it may be somebody's heir, and is passed over
-        held = claims.this_thread().held
-        if held.get(self) is claim:
+        if self in held and held[self] is claim:
             del held[self]
         with suppress(IndexError):
             self._sleepers.popleft().release()
 
     def _give(self, claim: claims.Claim) -> None:
+        told = self._tell(claim.cell)
+        self._leave(claim)
+        if told:
+            self._wake_watchers()
+
+    def _leave(self, claim: claims.Claim) -> None:
         claim.leaving = True  # interrupted from here on, it is the next try of this thread that goes on
         if self._owners.get(0) is claim:
             claim.cell.depth = 0
         self._drop(claim)
 
-    def _wait(self, deadline: float) -> claims.Claim | None:
+    def _wait(self, deadline: float, stop: bytearray | None = None) -> claims.Claim | None:
         """Try, sleep, try again.  What it gives back may be the hold of a signal's handler that came in between."""
         self._stand_back(deadline)
         if (claim := self._try()) is not None:
@@ -252,11 +326,12 @@ class Polled(Stateless, Handle):
                 claim = self._hold() or self._try()
                 if claim is not None:
                     break
-                if left(deadline) <= 0:
+                if left(deadline) <= 0 or (stop and stop[0]):
                     return None
+                self._refuse_to_wait()
                 enrolled = self._place()
                 enrolled.enrol(claims.this_thread().who, since)
-                self._doze(min(nap, left(deadline)))
+                self._doze(min(nap, left(deadline)), self._sleepers)
         finally:
             enrolled.leave(claims.this_thread().who)
         if claim is not None and not claim.depth:
@@ -275,13 +350,12 @@ class Polled(Stateless, Handle):
                 if left(until) <= 0:
                     cell.forget_waiters()
                 return
-            self._doze(LONGEST_NAP / 5)
+            self._doze(LONGEST_NAP / 5, self._sleepers)
 
-    def _doze(self, seconds: float) -> None:
-        """Until a thread of this process gives the lock back, or for so long.  Handlers of signals run."""
+    def _doze(self, seconds: float, sleepers: deque[Any]) -> None:
+        """Until a thread of this process wakes these, or for so long.  Handlers of signals run."""
         alarm = _thread.allocate_lock()
         alarm.acquire()
-        sleepers = self._sleepers
         sleepers.append(alarm)
         try:
             alarm.acquire(timeout=max(0.0, seconds))
@@ -291,22 +365,25 @@ class Polled(Stateless, Handle):
 
     # -- a new owner ---------------------------------------------------------------------------------------------------
 
-    def _enter(self, claim: claims.Claim, obj: Any, method: str, deadline: float) -> bool | None:
+    def _enter(
+        self, claim: claims.Claim, obj: Any, method: str, deadline: float, stop: bytearray | None, reads: bool
+    ) -> bool | None:
         """True: held. False: too late. None: begin again."""
         cell = claim.cell
         try:
             dead = _inherit(cell) if cell.depth else None
-            cell.write_owner(claims.this_thread().who, method.encode(errors="replace"))
+            cell.write_owner(claims.this_caller().who, method.encode(errors="replace"))
             cell.since = time.monotonic_ns()
             cell.acquisitions += 1
+            self._begin_turn()
             claim.depth = 1
             if self._owners.get(0) is not claim:  # a signal's handler came between, and had it
                 claim.depth = 0
                 return None
             cell.depth = 1
-            if dead is None and not cell.flags & (RECOVERING | REMOVED | WARDED) and cell.since < self._check:
+            if dead is None and not cell.flags & (RECOVERING | REMOVED | WARDED | READERS) and cell.since < self._check:
                 return True
-            return self._settle(claim, obj, dead, deadline)
+            return self._settle(claim, obj, dead, deadline, stop, reads)
         except BaseException:
             if self._hold() is claim:
                 self._give(claim)
@@ -314,7 +391,9 @@ class Polled(Stateless, Handle):
                 self._drop(claim)
             raise
 
-    def _settle(self, claim: claims.Claim, obj: Any, dead: Any, deadline: float) -> bool | None:
+    def _settle(
+        self, claim: claims.Claim, obj: Any, dead: Any, deadline: float, stop: bytearray | None, reads: bool
+    ) -> bool | None:
         """The rare duties."""
         cell = claim.cell
         if dead:
@@ -330,6 +409,9 @@ class Polled(Stateless, Handle):
             self._give(claim)
             self._attach(id(claim.cell))
             return None
+        if cell.flags & READERS and (not reads or cell.flags & RECOVERING) and not self._await_readers(deadline, stop):
+            self._give(claim)
+            return False
         if cell.flags & RECOVERING:
             self._hook(self._recover, obj)
         return True
@@ -342,13 +424,21 @@ class Polled(Stateless, Handle):
         return result
 
     def __del__(self) -> None:
-        """A cell that no other process can know goes back.  Nobody holds it: who does keeps the handle."""
+        """A cell that no other process can know goes back, and the file of its state before it.  Nobody holds it: who
+        does keeps the handle."""
         with suppress(AttributeError, TypeError):  # half made, or the interpreter ends
-            if not self.shared and self._cell is not None and self._forks == claims.forks():
+            if not self.shared and self._cell is not None and self._copies == claims.copies():
+                self._drop_state(self._cell)
+                if self.readers is not None:
+                    self.readers.unlink()
                 self.resource.give_back(self._cell.offset)
 
 
-def _inherit(cell: Cell) -> tuple[int, int, int, str]:
+def _lives(owner: Record) -> bool:
+    return start_of(owner[0]) == owner[1] and thread_runs(owner[0], owner[2])
+
+
+def _inherit(cell: Cell) -> Record:
     """What a dead owner left.  Its depth stays until the next one's is written: a death in between is found again."""
     dead = cell.owner()
     if not cell.flags & RECOVERING:

@@ -1,12 +1,18 @@
 """The cell of a lock that a file guards: what its owner writes for others to see, in mapped memory.
 
-flags           RECOVERING, REMOVED, CREATED, WARDED, as in _lock.h.  Written by the owner only.
+flags           RECOVERING, REMOVED, CREATED, WARDED, GUARDED, as in _lock.h.  Written by the owner only.
 owner record    since, pid, start, tid, method, depth: written by the owner only.  depth is the last written at
                 entry and the first cleared at exit: where it is 0 no body is running.  So whoever takes the file's
                 lock and finds it above 0 has found an owner that died: it would have cleared it before it let go.
 counters        written by the owner only.
+epoch           counts the releases that found GUARDED: who waits for a guard looks at it.  Written by the owner only.
+version         the word of the shared state, see _state.h and state/slots.py.  Written by the owner only.
 waiters         a slot for each waiting thread, which it claims by itself.  Two may claim one at once, and the
                 first finds that out at its next look: hints, like everything else here, to all but the owner.
+                Who waits for a guard, and not for the lock, has one that says since 0.
+
+A word is read and written as a whole, by an item of a memoryview: that is one load or store of its size.  (struct
+zeroes what it packs into first: others would see that.)
 """
 
 from __future__ import annotations
@@ -28,17 +34,30 @@ Record = tuple[int, int, int, str]
 """The same, and the method."""
 
 
-class _Field:
-    """One word of a cell, read and written as a whole."""
+class _Word32:
+    """A word of a cell, at that offset of it."""
 
-    def __init__(self, form: str, offset: int) -> None:
-        self.word, self.offset = struct.Struct(form), offset
+    def __init__(self, offset: int) -> None:
+        self.index = offset // 4
 
     def __get__(self, cell: Cell, _owner: Any = None) -> Any:
-        return self.word.unpack_from(cell.map, cell.offset + self.offset)[0]
+        return cell.words32[self.index]
 
     def __set__(self, cell: Cell, value: int) -> None:
-        self.word.pack_into(cell.map, cell.offset + self.offset, value)
+        cell.words32[self.index] = value
+
+
+class _Word64:
+    """A longer one."""
+
+    def __init__(self, offset: int) -> None:
+        self.index = offset // 8
+
+    def __get__(self, cell: Cell, _owner: Any = None) -> Any:
+        return cell.words64[self.index]
+
+    def __set__(self, cell: Cell, value: int) -> None:
+        cell.words64[self.index] = value
 
 
 _RECORD = struct.Struct(f"QQQ{_LABEL_SIZE}s")
@@ -50,16 +69,20 @@ _OWNER, _DEAD = 32, 128
 class Cell:
     """One cell of a map."""
 
-    magic = _Field("I", 0)
-    flags = _Field("I", 4)
-    depth = _Field("I", 8)
-    since = _Field("Q", 16)
-    acquisitions = _Field("Q", 96)
-    contended = _Field("Q", 104)
-    recoveries = _Field("Q", 112)
+    magic = _Word32(0)
+    flags = _Word32(4)
+    depth = _Word32(8)
+    epoch = _Word32(12)
+    since = _Word64(16)
+    version = _Word64(24)
+    acquisitions = _Word64(96)
+    contended = _Word64(104)
+    recoveries = _Word64(112)
 
     def __init__(self, where: Any, offset: int) -> None:
         self.map, self.offset = where, offset
+        part = memoryview(where)[offset : offset + CELL_SIZE]
+        self.words32, self.words64 = part.cast("I"), part.cast("Q")
 
     def make(self) -> None:
         """Begin anew: nobody has it."""
@@ -67,7 +90,9 @@ class Cell:
         self.magic = _MAGIC
 
     def renew(self) -> None:
-        """By the owner: it has no past any more, and others go on with it."""
+        """By the owner: it has no past any more, and others go on with it.  Its state is as if never committed, but by
+        a word that none of them has seen."""
+        self.version = (self.version + 1) & (1 << 48) - 1
         self.flags = 0
         self.acquisitions = self.contended = self.recoveries = 0
 
@@ -97,15 +122,16 @@ class Cell:
     # -- waiters -------------------------------------------------------------------------------------------------------
 
     def enrol(self, who: Who, since: int) -> None:
-        """Have a slot, if one is free."""
-        free = None
-        for at, found in self._slots():
-            if found[:3] == who:
-                return
-            if not found[0] and free is None:
-                free = at
-        if free is not None:
-            _SLOT.pack_into(self.map, free, *who, since)
+        """Have a slot: a free one, or a dead process's; who waits for the lock can have that of one who waits for a
+        guard."""
+        slots = list(self._slots())
+        if any(found[:3] == who for _, found in slots):
+            return
+        places = [at for at, found in slots if not found[0]] or [
+            at for at, found in slots if (since and not found[3]) or start_of(found[0]) != found[1]
+        ]
+        if places:
+            _SLOT.pack_into(self.map, places[0], *who, since)
 
     def leave(self, who: Who) -> None:
         """Give it back."""
@@ -114,7 +140,14 @@ class Cell:
                 _SLOT.pack_into(self.map, at, 0, 0, 0, 0)
 
     def waiters(self) -> list[tuple[int, int, int, int]]:
-        """Who waits and since when, ns; dead ones are left out."""
+        """Who waits for the lock and since when, ns; dead ones are left out."""
+        return [found for found in self._living() if found[3]]
+
+    def watchers(self) -> list[tuple[int, int, int, int]]:
+        """The same for a guard, without a time."""
+        return [found for found in self._living() if not found[3]]
+
+    def _living(self) -> list[tuple[int, int, int, int]]:
         return [found for _, found in self._slots() if found[0] and start_of(found[0]) == found[1]]
 
     def waiting_since(self) -> int:
@@ -122,7 +155,7 @@ class Cell:
         begin = self.offset + _FIRST_SLOT
         if self.map[begin : begin + len(_NO_SLOTS)] == _NO_SLOTS:
             return 0
-        return min((found[3] for _, found in self._slots() if found[0]), default=0)
+        return min((found[3] for _, found in self._slots() if found[3]), default=0)
 
     def forget_waiters(self) -> None:
         """Those that live have a slot again at their next look."""

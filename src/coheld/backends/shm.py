@@ -22,14 +22,14 @@ from typing import Any, NoReturn
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
 from ..process import at_fork, start_of
-from . import files, leaving, register, sweeping
-from .base import Capabilities, Handle, known
+from . import beside, files, leaving, register, sweeping
+from .base import Capabilities, Gatekeeping, Handle, gate, known
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
 SCHEME = "shm"
 CAPABILITIES = Capabilities(
-    handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True, held_limit=native.HELD_LIMIT, tasks=True
+    handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True, held_limit=native.HELD_LIMIT
 )
 _ARENA_SPAN = 1 << 34
 """Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""
@@ -56,29 +56,17 @@ class Mutex(Handle, native.Mutex):
 
     def _open_register(self, value: int = 0) -> None:
         """By the owner."""
-        self._keep_register(register.opened(self.segment, self.offset, value))
+        self._keep_register(beside.opened(register.Register, self.segment, self.offset, value))
 
     def _held_by(self) -> list[tuple[int, int, int]]:
-        found = register.existing(self.segment, self.offset)
+        found = beside.existing(register.Register, self.segment, self.offset)
         return [one for one in found.counts() if start_of(one[0]) == one[1]] if found else []
 
 
-class Gate(Mutex):
+class Gate(Gatekeeping, Mutex):
     """What the one that waits for a permit of a semaphore holds."""
 
     __slots__ = ()
-
-    def _owner_died(self, _record: tuple[int, int, int, str]) -> None:
-        """It has waited, and no work of it is half done."""
-
-    def _recover(self, _obj: object) -> None:
-        self.recovered()
-
-    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
-        self.shared = True
-        token = self.resource.token(self.offset)
-        known(("gate", *token), lambda: self)
-        return gate, token
 
 
 class _Process:
@@ -211,19 +199,14 @@ def existing(name: str) -> Named:
     return NamedSemaphore(name, found.directory) if files.kind_of(found.path) == files.SEMAPHORE else found
 
 
-def semaphore(name: str | None) -> tuple[Mutex, Gate]:
+def semaphore(name: str | None) -> tuple[Handle, Handle]:
     """The locks of a semaphore: the one that guards its register, and its gate.  New ones without a name."""
     if name is None:
         arena, offset = new_cell()
         return anonymous(), Gate(arena, arena.segment, offset)
     directory = files.lock_directory()
     inner = NamedSemaphore(name, directory)
-    return known((SCHEME, *inner.token(0)), lambda: Mutex(inner)), gate(*NamedGate(name, directory).token(0))
-
-
-def gate(*token: Any) -> Gate:
-    """What a pickled Gate is loaded by; attached at its first use."""
-    return known(("gate", *token), lambda: Gate(resource(*token)))
+    return known((SCHEME, *inner.token(0)), lambda: Mutex(inner)), gate(SCHEME, *NamedGate(name, directory).token(0))
 
 
 def _damaged(segment: Segment) -> IncompatibleError:
@@ -351,7 +334,8 @@ def _open_named(path: str, name: str, kind: int) -> Segment:
     with _process.guard:
         segment = _process.segments.get(path)
         if segment is not None and files.same_file(path, segment.identity):
-            _check_kind(segment, kind)
+            raw = bytes(memoryview(segment)[: files.HEADER_LENGTH])  # type: ignore[arg-type]  # a buffer, from 3.12 on
+            files.check_kind(path, raw, kind)
             return segment
         while True:  # until it is there: others may make and remove it meanwhile
             with suppress(FileNotFoundError):
@@ -361,12 +345,6 @@ def _open_named(path: str, name: str, kind: int) -> Segment:
                 _create_named(path, name, kind)
         _process.segments[path] = segment
         return segment
-
-
-def _check_kind(segment: Segment, kind: int) -> None:
-    found = files.kind_in(bytes(memoryview(segment)[: files.HEADER_LENGTH]))  # type: ignore[arg-type]  # a buffer from 3.12 on, by type
-    if found != kind:
-        raise files.of_another_kind(segment.path, found, kind)
 
 
 def _map_named(path: str, name: str, kind: int) -> Segment:

@@ -25,9 +25,11 @@ reading: weakref.WeakKeyDictionary[Any, Readers] = weakref.WeakKeyDictionary()
 at_fork(child=reading.clear)
 
 
-def _current_task() -> Any:
+def current_task() -> Any:
+    """The task of asyncio that runs in this thread, or None."""
     asyncio: Any = sys.modules.get("asyncio")
-    return asyncio.current_task() if asyncio and asyncio._get_running_loop() else None
+    running = getattr(asyncio, "_get_running_loop", None)  # not there while another thread imports it
+    return asyncio.current_task() if running and running() else None
 
 
 class Tasking(_Half):
@@ -65,7 +67,7 @@ class Tasking(_Half):
 
     def _task_reads(self) -> bool:
         """Is the running task in a reading call?"""
-        return (tasks := reading.get(self)) is not None and _current_task() in tasks
+        return (tasks := reading.get(self)) is not None and current_task() in tasks
 
     def _reads_itself(self, this_thread: bool) -> bool:
         """By who is about to wait for readers, or for one who does; this process has some. this_thread: it is in one of
@@ -76,7 +78,7 @@ class Tasking(_Half):
                 "one exclusive as well",
                 resource=self.label,
             )
-        here = _current_task()
+        here = current_task()
         readers = [task for task in list(reading.get(self, ())) if here and task.get_loop() is here.get_loop()]
         if readers:
             raise DeadlockError(

@@ -5,11 +5,13 @@
     frozen      containers as they are read outside of the lock
     shapes      what a type is: its text, whether its values can be changed
     schema      the fields of a class, their encoding, and the way to the state of a resource
-    store       the file of a state
+    slots       one generation of a state, as its bytes
+    store       its files
     view        what this process knows of a state: read, commit, grow, undo
+    plain       caches and marks of that, where they are not C
 
-Protocol and states are in _state.h.  msgspec is imported with the first shared field, and with that all but this
-module.
+Protocol and states are in _state.h; what is otherwise where there is no C, in slots.CheckedFile.  msgspec is imported
+with the first shared field, and with that all but this module.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from .. import native
-from ..errors import IncompatibleError
 from . import schema_of, unsettled
 from .schema import MAX_STATE, Schema, Shared, Spec
 
@@ -16,7 +15,7 @@ from .schema import MAX_STATE, Schema, Shared, Spec
 def declare(cls: type, max_state: int | None) -> None:
     """Make descriptors of what the class declares as shared, and of what it inherits.
 
-    Raises: TypeError: if that cannot be; it names the field.  IncompatibleError: without the C extension.
+    Raises: TypeError: if that cannot be; it names the field.
     """
     own = {name: one for name, one in vars(cls).items() if isinstance(one, Shared | native.Field)}
     parents = {parent for base in cls.__bases__ if (parent := schema_of(base))}
@@ -24,11 +23,6 @@ def declare(cls: type, max_state: int | None) -> None:
         if max_state is not None:
             raise TypeError(f"{cls.__qualname__} has max_state, and no shared fields")
         return
-    if native.missing:
-        raise IncompatibleError(
-            f"{cls.__qualname__} has shared fields, which need the C extension, and that does not run here: "
-            f"{native.missing}"
-        )
     _refuse_bases(cls)
     if not own and len(parents) == 1 and max_state is None:
         _Settling(cls, parents.pop())

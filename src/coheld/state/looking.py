@@ -13,6 +13,7 @@ from ..backends import backend_of, files
 from ..errors import IncompatibleError
 from ..owner import Owner
 from . import store
+from .slots import UNDECODABLE, TornError
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,12 @@ class Look:
 def look(name: str) -> Look | None:
     """The last commit of a named resource; None: there is no such resource. Takes no lock, and makes nothing.
 
-    Raises: IncompatibleError: if what is there is damaged, of another version, or of a backend without state.
+    Raises: IncompatibleError: if what is there is damaged, or of another version.
     """
     backend = backend_of(None)
     files.check_name(name)
     resource = backend.named(name)
     mutex = backend.Mutex(resource)
-    mutex._refuse_stateless("a look at its state")
     try:
         mutex.bind(*resource.find())
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def look(name: str) -> Look | None:
         word, (fields, file) = store.consistently(
             lambda: int(mutex.version), lambda word: _copied(mutex, word), lambda: time.sleep(0.001)
         )
-    except (FileNotFoundError, store.TornError, IncompatibleError) as error:
+    except (FileNotFoundError, TornError, IncompatibleError) as error:
         if mutex.flags & native.REMOVED:  # in the middle of the look
             return None if mutex._linked() else look(name)
         if isinstance(error, IncompatibleError):
@@ -73,7 +73,7 @@ def _copied(mutex: Any, word: int) -> tuple[list[tuple[str, str, bytes]], int]:
     if not generation:
         return [], 0
     state = store.opened(mutex.segment.path, mutex.segment.identity, mutex.offset, generation)
-    entries = state.entries(word & 1)
+    entries = state.entries(word)
     fields = zip(state.fields.items(), entries, strict=True)
     return [(field, text, state.raw(entry)) for (field, text), entry in fields], state.head.size
 
@@ -81,7 +81,7 @@ def _copied(mutex: Any, word: int) -> tuple[list[tuple[str, str, bytes]], int]:
 def _decoded(name: str, raw: bytes) -> Any:
     try:
         return msgspec.msgpack.decode(raw)
-    except store.UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise _damaged(name, error) from None
 
 

@@ -13,7 +13,7 @@ from .. import native
 from ..errors import IncompatibleError, NotLockedError, StateError
 from .frozen import thaw
 from .shapes import ASSIGNED, COPIED, MUTABLE, Shape, UnfitError, shape_of
-from .store import UNDECODABLE
+from .slots import UNDECODABLE
 
 MAX_STATE = 64 << 20
 _MISSING: Any = object()
@@ -111,7 +111,7 @@ class Spec:
 
 
 class Schema:
-    """All shared fields of a class, by name.  Its methods that begin with an underscore are called by Field, in C."""
+    """All shared fields of a class, by name.  Its methods that begin with an underscore are called by Field."""
 
     def __init__(self, owner: type, specs: Mapping[str, Spec], max_state: int) -> None:
         self.owner = weakref.ref(owner)
@@ -154,22 +154,20 @@ class Schema:
         """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it
         is the lock's from now on.
 
-        Raises: IncompatibleError: if the owner has changed fields of another class of this resource, or if the lock
-        has no state beside it.
+        Raises: IncompatibleError: if the owner has changed fields of another class of this resource.
         """
-        from .view import View  # it needs what this module has
+        from .view import view_of  # it needs what this module has
 
         self.settle()
-        lock._refuse_stateless("shared state")
         while True:  # until no other thread has attached it anew, or been first, meanwhile
-            if not lock.attached or lock.flags & native.REMOVED:
+            if not lock.attached or (lock.flags & native.REMOVED and not lock._mine()):
                 lock._attach()
             latest = lock.view
             if latest is not None and latest.schema is self:
                 return latest
             self._refuse_in_between(lock, latest)
             siblings = latest.siblings if latest else []
-            view = next((one for one in siblings if one.schema is self), None) or View(lock, self, siblings)
+            view = next((one for one in siblings if one.schema is self), None) or view_of(lock, self, siblings)
             if lock._adopt(view, latest):
                 return view
 
@@ -183,7 +181,7 @@ class Schema:
 
     def _get(self, lock: Any, index: int, obj: object) -> Any:
         view = self.bind(lock)
-        return getattr(obj, self.names[index]) if lock._mine() else view._current_value(index)
+        return view._value_inside(obj, index) if lock._mine() else view._current_value(index)
 
     def _set(self, lock: Any, index: int, value: Any, _obj: object) -> None:
         self.bind(lock)

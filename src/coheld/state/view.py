@@ -1,4 +1,5 @@
-"""What this process knows of one resource's state; the half of it that is not C, see _state.h."""
+"""What this process knows of one resource's state: what _state.h says, but for caches and marks.  Those are C beside a
+native mutex, and plain.py beside a lock of files: a process may have both."""
 
 from __future__ import annotations
 
@@ -12,22 +13,28 @@ from .. import native
 from ..errors import IncompatibleError, StateError
 from . import store
 from .frozen import thaw
+from .plain import Plain
 from .schema import Schema, Snapshot, Spec
 from .shapes import ASSIGNED, HANDED
-from .store import Entry, StateFile, TornError
+from .slots import CHECKED, MAPPED, SHORT, UNDECODABLE, Entry, MappedFile, StateFile, TornError
 
 if TYPE_CHECKING:
+    from .._native import View as _Half
     from ..backends.base import Handle
+else:
+    _Half = object
 
 _TURN = 0.01
 """For how long it then waits for the lock, seconds."""
 
 
-class View(native.View):
-    """One per resource and process (and schema).  Methods that begin with an underscore are called by C, or by
-    Handle."""
+class View(_Half):
+    """One per resource and process (and schema): this and its other half.  Methods that begin with an underscore are
+    called by that, or by Handle."""
 
     schema: Schema
+    magic: bytes
+    """Of its files."""
 
     def __new__(cls, lock: Handle, schema: Schema, siblings: list[View]) -> Self:
         return super().__new__(cls, lock, schema, schema.kinds, schema.max_state)
@@ -54,7 +61,10 @@ class View(native.View):
         return state
 
     def _check(self, state: StateFile) -> None:
-        """Raises: IncompatibleError: if the state has fields that this class has not, or of other types."""
+        """Raises: IncompatibleError: if the state has fields that this class has not, or of other types, or is of the
+        other kind."""
+        if state.head.magic != self.magic:
+            raise self._damaged("it is of another kind")
         for name, text in state.fields.items():
             if (ours := self.schema.texts.get(name)) is None:
                 why = f"it has a field {name}: {text}, which {self.schema.title} has not"
@@ -64,6 +74,9 @@ class View(native.View):
                 continue
             raise IncompatibleError(f"the state of {self.label} is of another schema: {why}", resource=self.label)
 
+    def _map_for(self, outside: bool, state: StateFile) -> None:
+        """The other half, if it reads files by itself, reads this one from now on."""
+
     def _index(self, state: StateFile) -> list[int | None]:
         """For each field, its place in the file; None where the file is of an older class and has none."""
         places = {name: place for place, name in enumerate(state.fields)}
@@ -72,7 +85,7 @@ class View(native.View):
     def _same(self, state: StateFile) -> bool:
         return tuple(state.fields) == self.schema.names
 
-    def _damaged(self, error: Exception) -> IncompatibleError:
+    def _damaged(self, error: object) -> IncompatibleError:
         return IncompatibleError(f"the state of {self.label} is damaged: {error}", resource=self.label)
 
     def _unlink(self) -> None:
@@ -99,10 +112,6 @@ class View(native.View):
         self.inside_file = self._file(store.generation_of(word))
         self._map_for(outside=False, state=self.inside_file)
 
-    def _map_for(self, outside: bool, state: StateFile) -> None:
-        memory = state.segment if self._same(state) else None
-        self._map(outside, memory, state.head.generation, *state.slots)
-
     def _file_inside(self) -> StateFile | None:
         """The live file, for the owner; None: nothing was committed.  An exception of a signal's handler may have hit
         between a commit that grew the state and the look at its file."""
@@ -114,16 +123,25 @@ class View(native.View):
 
     def _live(self, index: int) -> tuple[int, bytes] | None:
         """Stamp and bytes of a field, as the owner finds them; None: there are none yet."""
-        if (state := self._file_inside()) is None:
+        if (entry := self._live_entries()[index]) is None or self.inside_file is None:
             return None
-        place = self._index(state)[index]
-        if place is None:
-            return None
-        entry = state.entries(self._begin() & 1)[place]
         try:
-            return entry.stamp, state.raw(entry)
-        except TornError as error:
+            return entry.stamp, self.inside_file.raw(entry)
+        except (FileNotFoundError, TornError) as error:
             raise self._damaged(error) from None
+
+    def _live_entries(self) -> Sequence[Entry | None]:
+        """Those of the last commit, for the owner."""
+        if (state := self._file_inside()) is None:
+            return [None] * len(self.schema.specs)
+        try:
+            return self._chosen(state, self._begin(), range(len(self.schema.specs)))
+        except (FileNotFoundError, TornError) as error:
+            raise self._damaged(error) from None
+
+    def _chosen(self, state: StateFile, word: int, indices: Sequence[int]) -> list[Entry | None]:
+        entries, places = state.entries(word), self._index(state)
+        return [None if (place := places[index]) is None else entries[place] for index in indices]
 
     def _load(self, index: int) -> Any:
         """The value of the last commit, for the owner."""
@@ -138,7 +156,7 @@ class View(native.View):
     def _decoded(self, spec: Spec, raw: bytes) -> Any:
         try:
             return spec.decode(raw)
-        except store.UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise self._damaged(error) from error
 
     # -- the commit ----------------------------------------------------------------------------------------------------
@@ -153,7 +171,11 @@ class View(native.View):
         changed, fresh = self._changed(marked)
         if changed:
             word = self._begin()
-            if not self._write(word, changed, made):
+            try:
+                written = self._write(word, changed, made)
+            except (FileNotFoundError, TornError) as error:
+                raise self._damaged(error) from None
+            if not written:
                 self._grow(word, changed, made)
         stamp = store.number_of(self._begin())
         for index, _mark, value in marked:
@@ -200,20 +222,20 @@ class View(native.View):
         state = self._file_inside()
         if state is None or not self._same(state):
             return False
-        entries = state.entries(word & 1)
-        long = {index: raw for index, raw in changed.items() if len(raw) > store.SHORT}
+        entries = list(state.entries(word))
+        long = {index: raw for index, raw in changed.items() if len(raw) > SHORT}
         places = state.room_for(entries, list(long.values()))
         self._check_size([changed.get(index, entry) for index, entry in enumerate(entries)])
         if places is None:
             return False
         word = store.next_word(word, made)
         stamp = store.number_of(word)
-        entries = [store.short(stamp, changed[i]) if i in changed else old for i, old in enumerate(entries)]
-        for (index, raw), place in zip(long.items(), places, strict=True):
-            state.put(place, raw)
-            entries[index] = store.long(stamp, raw, place)
-        state.put_entries(word & 1, entries)
+        place_of = dict(zip(long, places, strict=True))
+        for index, raw in changed.items():
+            entries[index] = state.store(stamp, raw, place_of.get(index, 0))
+        state.put_entries(word, entries)
         self._flip(word)
+        state.confirm(word, entries)
         return True
 
     def _check_size(self, fields: Sequence[bytes | Entry]) -> None:
@@ -232,7 +254,8 @@ class View(native.View):
         fields = [self._field_for(index, stamp, changed.get(index)) for index in range(len(self.schema.specs))]
         self._check_size([raw for _, raw in fields])
         former = self._former_heap(store.generation_of(word))
-        state = store.made(self.resource, self.identity, self.offset, word, self.schema.record, fields, former)
+        where = self.resource, self.identity, self.offset
+        state = store.made(*where, word, self.schema.record, fields, former, self.magic)
         self._flip(word)
         self.files = {state.head.generation: state}
         self.inside_file = state
@@ -323,8 +346,7 @@ class View(native.View):
         if generation != getattr(self, "_outside", 0):
             self._map_for(outside=True, state=state)
             self._outside = generation
-        entries, places = state.entries(word & 1), self._index(state)
-        chosen = [None if (place := places[index]) is None else entries[place] for index in indices]
+        chosen = self._chosen(state, word, indices)
         return [None if entry is None else (entry.stamp, state.raw(entry)) for entry in chosen]
 
     def _ask_for_quiet(self) -> None:
@@ -349,6 +371,36 @@ class View(native.View):
     def _seen_by_owner(self, index: int) -> Any:
         spec, value = self.schema.specs[index], self._peek(index)
         return spec.frozen(spec.decoded(spec.encode(value))) if spec.shape.mutable else value
+
+
+class PlainView(View, Plain):
+    """Beside a lock of files."""
+
+    magic = CHECKED
+
+
+if not native.missing:
+
+    class NativeView(View, native.View):
+        """Beside a native mutex."""
+
+        magic = MAPPED
+
+        def _map_for(self, outside: bool, state: StateFile) -> None:
+            assert isinstance(state, MappedFile)
+            memory = state.segment if self._same(state) else None
+            self._map(outside, memory, state.head.generation, *state.slots)
+
+        def _value_inside(self, obj: object, index: int) -> Any:
+            """As it is in the critical section, for the owner."""
+            return getattr(obj, self.schema.names[index])
+
+
+def view_of(lock: Handle, schema: Schema, siblings: list[View]) -> View:
+    """A new one."""
+    if not native.missing and isinstance(lock, native.Mutex):
+        return NativeView(lock, schema, siblings)
+    return PlainView(lock, schema, siblings)
 
 
 def _restored(value: Any, former: Any) -> Any:

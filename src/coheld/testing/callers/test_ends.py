@@ -1,0 +1,132 @@
+"""Permits, leases and reading calls at their edges: handles that are dropped, tasks that are destroyed, interrupts that
+come at any moment, files that lose their names."""
+
+import asyncio
+import gc
+import os
+import random
+import signal
+from typing import Any
+
+import pytest
+
+import coheld
+from coheld import Lockable, Pool, Semaphore
+from coheld.pool import Lease, _Ledger
+from coheld.testing.contract.observe import CAPABILITIES, give_all_back
+from coheld.testing.support import delays, effort, procs
+
+
+def test_permits_of_a_handle_that_was_dropped_are_still_the_processs() -> None:
+    first = Semaphore(2, "slots")
+    first.acquire()
+    del first
+    gc.collect()
+    again = Semaphore(2, "slots")
+    again.release()
+    assert again.free() == 2
+
+
+class Bed(Lockable):
+    @Lockable.locked(exclusive=False)
+    async def hang(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    @Lockable.locked(exclusive=False)
+    def read(self, link: procs.Link | None = None) -> None:
+        if link:
+            link.say("in")
+            link.hear()
+
+    @Lockable.locked(timeout=delays.MEDIUM)
+    def write(self) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the coroutine
+def test_a_reading_task_that_is_destroyed_reads_no_more() -> None:
+    bed, loop = Bed(), asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # it tells of the task
+    task = loop.create_task(bed.hang())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    del task
+    gc.collect()
+    bed.write()
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def interrupt(*_: Any) -> None:
+    raise Interrupt
+
+
+def enter(lease: Lease[str], delay: float) -> bool:
+    """Is it entered?  A signal comes at about that time."""
+    entered = None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        entered = lease.__enter__()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupt:
+        pass
+    return entered is not None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file of /proc, interrupted
+def test_to_enter_a_lease_comes_to_all_or_nothing_wherever_a_signal_comes(rng: random.Random) -> None:
+    pool, before, entered = Pool(["one"]), signal.signal(signal.SIGALRM, interrupt), 0
+    try:
+        for _ in range(effort.rounds(3000)):
+            if enter(lease := pool.lease(), rng.uniform(1e-6, 2e-4)):
+                entered += 1
+                lease.__exit__()
+            assert pool.free() == ["one"]
+            assert not coheld.snapshot(pool._ledger).queue
+            if not CAPABILITIES.uninterruptible_entry:
+                give_all_back(pool._ledger)
+            assert coheld.holder(pool._ledger) is None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupt_right_after_it_was_given_back_is_no_misuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(["one"])
+    give_back = _Ledger.give_back
+
+    def interrupted(self: _Ledger, key: str, number: int) -> bool:
+        monkeypatch.setattr(_Ledger, "give_back", give_back)
+        give_back(self, key, number)
+        raise Interrupt
+
+    monkeypatch.setattr(_Ledger, "give_back", interrupted)
+    with pytest.raises(Interrupt), pool.lease():
+        pass
+    assert pool.free() == ["one"]
+
+
+def read(link: procs.Link) -> None:
+    Bed(lock_name="bed").read(link)
+
+
+def write(_: procs.Link) -> bool:
+    try:
+        Bed(lock_name="bed").write()
+    except coheld.LockTimeout:
+        return False
+    return True
+
+
+def test_who_still_has_a_file_without_its_name_does_not_replace_the_register_of_the_next() -> None:
+    late = Bed(lock_name="bed")
+    late.write()
+    os.unlink(late.__lock__.segment.path)
+    with procs.start(read, method="spawn") as reader:
+        reader.expect("in")
+        late.__lock__._open_register()  # as its first reading call does
+        with procs.start(write, method="spawn") as writer:
+            assert writer.result() is False
+        reader.tell("end")
+        reader.end()

@@ -1,0 +1,1 @@
+"""The definition of what a Lockable does, on every backend."""

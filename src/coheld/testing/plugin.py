@@ -1,0 +1,84 @@
+"""What holds for every test: a private segments directory, a hang limit, nothing left behind, a seed."""
+
+import platform
+import random
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coheld
+from coheld import native
+from coheld._version import __version__
+from coheld.backends import default, file
+from coheld.testing.support import delays, effort, hygiene, seeds
+from coheld.testing.support.watchdog import Watchdog
+
+watchdog_key = pytest.StashKey[Watchdog]()
+WARNINGS = [
+    "error",
+    # Forking while threads run is what some tests are about.
+    "ignore:This process .* is multi-threaded:DeprecationWarning",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hang_limit(seconds): this test may take longer than support.delays.HANG")
+    for line in WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+    hygiene.adopt_orphans()
+    hygiene.stop_ignoring_signals()
+    config.stash[watchdog_key] = Watchdog()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if watchdog_key in config.stash:
+        config.stash[watchdog_key].close()
+
+
+def pytest_report_header() -> list[str]:
+    backend = default() + (f" ({native.missing})" if native.missing else "")
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return [
+        f"coheld: {__version__} from {coheld.__path__[0]}, backend {backend}",
+        f"python: {python}, libc {' '.join(platform.libc_ver())}",
+        f"seed: COHELD_TEST_SEED={seeds.SEED}",
+        f"delays x {delays.SCALE:g} (COHELD_TEST_SCALE), one of {effort.STRIDE} repetitions (COHELD_TEST_STRIDE)",
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    marker = item.get_closest_marker("hang_limit")
+    watchdog = item.config.stash[watchdog_key]
+    watchdog.arm(marker.args[0] * delays.SCALE if marker else delays.HANG, item.nodeid)
+    try:
+        return (yield)
+    finally:
+        watchdog.disarm()
+
+
+def backends() -> list[Any]:
+    """Those that this process can use."""
+    return [file] if native.missing else [file, import_module("coheld.backends.shm")]
+
+
+@pytest.fixture(autouse=True)
+def coheld_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The private segments directory of this test; every process it starts inherits it by COHELD_DIR."""
+    with hygiene.private_directory() as directory:
+        monkeypatch.setenv("COHELD_DIR", str(directory))
+        for backend in backends():
+            monkeypatch.setattr(backend._process, "arena", None)  # the next anonymous lock lands in this directory
+        with hygiene.nothing_left():
+            yield directory
+
+
+@pytest.fixture(autouse=True)
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """A generator for this test; the module `random` is seeded as well."""
+    generator = seeds.for_test(request.node.nodeid)
+    random.seed(generator.random())
+    return generator

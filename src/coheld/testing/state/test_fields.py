@@ -1,0 +1,448 @@
+"""What a shared field may hold, and how it is declared; the values go to another process and back."""
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import uuid
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import attrs
+import msgspec
+import pytest
+
+import coheld
+from coheld import Lockable, shared
+from coheld.testing.support import procs
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int = 0
+
+
+class Box(msgspec.Struct):
+    corner: Point
+    tags: list[str]
+
+
+class Pair(NamedTuple):
+    left: int
+    right: list[int]
+
+
+VALUES: list[tuple[Any, Any, list[Any]]] = [
+    (int, 0, [1, -1, 127, 128, 255, 256, -32, -33, -128, -129, 2**31, -(2**31) - 1, 2**63 - 1, -(2**63), 2**64 - 1]),
+    (float, 0.0, [1.5, -0.0, float("inf"), 5e-324, 3]),
+    (bool, False, [True, False]),
+    (str, "", ["x", "ü", "x" * 19, "x" * 20, "y" * 31, "z" * 32, "€" * 7, "\0"]),
+    (bytes, b"", [b"x", b"x" * 18, b"x" * 19, b"x" * 300]),
+    (None, None, [None]),
+    (int | None, None, [1, None, 2**40]),
+    (str | int, 0, ["text", 5]),
+    (tuple[int, str], (0, ""), [(1, "a")]),
+    (tuple[int, ...], (), [(1, 2, 3)]),
+    (frozenset[int], frozenset(), [frozenset({1, 2})]),
+    (Color, Color.RED, [Color.BLUE]),
+    (datetime.datetime, datetime.datetime(2020, 1, 1), [datetime.datetime(2024, 2, 3, 4, 5, 6, 7, datetime.UTC)]),
+    (datetime.date, datetime.date(2020, 1, 1), [datetime.date(2024, 2, 29)]),
+    (datetime.timedelta, datetime.timedelta(0), [datetime.timedelta(days=1, microseconds=1)]),
+    (decimal.Decimal, decimal.Decimal(0), [decimal.Decimal("1.10")]),
+    (uuid.UUID, uuid.UUID(int=0), [uuid.UUID(int=2**127 + 1)]),
+    (Annotated[int, msgspec.Meta(ge=0)], 0, [7]),
+]
+CONTAINERS: list[tuple[Any, Any, list[Any]]] = [
+    (list[int], list, [[1], [], list(range(1000))]),
+    (dict[str, int], dict, [{"a": 1}, {}]),
+    (dict[str, dict[int, list[str]]], dict, [{"a": {1: ["x"]}}]),
+    (set[str], set, [{"a", "b"}]),
+    (list[int] | None, list, [[1], None]),
+    (tuple[list[int], int], lambda: ([], 0), [([1, 2], 3)]),
+    (Point, lambda: Point(0), [Point(1, 2)]),
+    (Box, lambda: Box(Point(0), []), [Box(Point(1), ["a"])]),
+    (list[Point], list, [[Point(1), Point(2)]]),
+    (Pair, lambda: Pair(0, []), [Pair(1, [2])]),
+    (bytearray, bytearray, [bytearray(b"abc")]),
+]
+
+
+def holder_of(annotation: Any, **how: Any) -> type[Any]:
+    body = {"__annotations__": {"it": annotation}, "it": shared(**how) if how else None, "__module__": __name__}
+    return type(Lockable)("Holder", (Lockable,), body)
+
+
+def with_default(annotation: Any, default: Any) -> type[Any]:
+    body = {"__annotations__": {"it": annotation}, "it": shared(default), "__module__": __name__}
+    return type(Lockable)("Holder", (Lockable,), body)
+
+
+def tell(link: procs.Link, holder: Any) -> None:
+    while (value := link.hear()) != "end":
+        assert holder.it == value, (holder.it, value)
+        with holder:
+            assert holder.it == value
+            link.say(holder.it)
+
+
+def through_another(holder: Any, values: list[Any]) -> None:
+    with procs.start(tell, holder) as other:
+        for value in values:
+            with holder:
+                holder.it = value
+                assert holder.it == value
+            assert holder.it == value
+            other.tell(value)
+            back = other.hear()
+            assert back == value and type(back) is type(holder.it if back is None else back)
+        other.tell("end")
+
+
+@pytest.mark.parametrize(("annotation", "default", "values"), VALUES, ids=lambda one: str(one)[:30])
+def test_values_that_cannot_be_changed(annotation: Any, default: Any, values: list[Any]) -> None:
+    holder = with_default(annotation, default)()
+    assert holder.it == default
+    through_another(holder, values)
+
+
+@pytest.mark.parametrize(("annotation", "factory", "values"), CONTAINERS, ids=lambda one: str(one)[:30])
+def test_values_that_can(annotation: Any, factory: Any, values: list[Any]) -> None:
+    holder = holder_of(annotation, default_factory=factory)()
+    assert holder.it == factory()
+    through_another(holder, values)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "value", "why"),
+    [
+        (int, 0, 2**64, "64 bits"),
+        (int, 0, -(2**63) - 1, "64 bits"),
+        (int, 0, "1", "Expected `int`"),
+        (int, 0, 1.5, "Expected `int`"),
+        (int, 0, True, "Expected `int`"),
+        (str, "", 1, "Expected `str`"),
+        (str, "", "\ud800", "surrogates"),
+        (bool, False, 1, "Expected `bool`"),
+        (int | None, None, "x", "Expected `int | null`"),
+        (Annotated[int, msgspec.Meta(ge=0)], 0, -1, ">= 0"),
+        (tuple[int, ...], (), (1, "x"), "Expected `int`"),
+        (int, 0, object(), "object cannot be stored"),
+    ],
+)
+def test_what_an_assignment_refuses(annotation: Any, default: Any, value: Any, why: str) -> None:
+    holder = with_default(annotation, default)()
+    with holder, pytest.raises(coheld.StateError, match=r"Holder\.it") as failure:
+        holder.it = value
+    assert why in str(failure.value)
+    assert holder.it == default
+
+
+@pytest.mark.parametrize(
+    ("annotation", "factory", "bad"),
+    [(list[int], list, ["x"]), (dict[str, int], dict, {1: 1}), (list[int], list, [2**64]), (set[str], set, [object()])],
+)
+def test_what_a_release_refuses(annotation: Any, factory: Any, bad: Any) -> None:
+    holder = holder_of(annotation, default_factory=factory)()
+    holder.acquire()
+    holder.it = bad
+    with pytest.raises(coheld.StateError, match=r"Holder\.it"):
+        holder.release()
+    assert coheld.holder(holder) is None  # the lock is free
+    assert holder.it == factory()  # the last commit stands
+    with holder:
+        assert holder.it == factory()
+
+
+def test_the_other_changes_of_a_refused_release_are_dropped_too() -> None:
+    class Two(Lockable):
+        n: int = shared(0)
+        q: list[int] = shared(default_factory=list)
+
+    two = Two()
+    with two:
+        two.n = 1
+    with pytest.raises(coheld.StateError), two:
+        two.n = 2
+        two.q.append("x")  # type: ignore[arg-type]
+    assert two.n == 1 and two.q == []
+
+
+def test_a_refused_release_has_the_error_of_the_body_as_its_context() -> None:
+    class One(Lockable):
+        q: list[int] = shared(default_factory=list)
+
+        @Lockable.locked
+        def spoil(self) -> None:
+            self.q.append("x")  # type: ignore[arg-type]
+            raise KeyError("body")
+
+    with pytest.raises(coheld.StateError) as failure:
+        One().spoil()
+    assert isinstance(failure.value.__context__, KeyError)
+
+
+def test_a_float_field_takes_an_int_and_holds_a_float() -> None:
+    holder = with_default(float, 0.0)()
+    with holder:
+        holder.it = 3
+        assert type(holder.it) is float
+    assert type(holder.it) is float and holder.it == 3.0
+
+
+class OfOne:
+    """As numpy's numbers are: no subclasses of the builtin ones."""
+
+    dtype = "int64"
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def item(self) -> Any:
+        return self.value
+
+
+class Whole(int):
+    pass
+
+
+@pytest.mark.parametrize(("value", "kept"), [(OfOne(3), 3), (Whole(4), 4)])
+def test_numbers_of_other_types_become_plain_ones(value: Any, kept: int) -> None:
+    holder = with_default(int, 0)()
+    with holder:
+        holder.it = value
+        assert type(holder.it) is int and holder.it == kept
+    listed = holder_of(list[int], default_factory=list)()
+    with listed:
+        listed.it = [value]
+    assert listed.it == [kept] and type(listed.it[0]) is int
+
+
+def test_a_number_of_another_type_that_does_not_fit_is_refused() -> None:
+    holder = with_default(int, 0)()
+    with holder, pytest.raises(coheld.StateError):
+        holder.it = OfOne(1.5)
+
+
+# ---- declaring -------------------------------------------------------------------------------------------------------
+
+
+class NoFields:
+    pass
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [Any, list, dict, tuple, set, list[Any], object, NoFields, list[NoFields], complex, memoryview, dict[str, Any]],
+    ids=str,
+)
+def test_a_type_that_does_not_come_back_is_refused_when_the_class_is_made(annotation: Any) -> None:
+    with pytest.raises(TypeError, match=r"Holder\.it cannot be shared"):
+        holder_of(annotation, default_factory=list)
+
+
+def test_a_union_that_cannot_be_told_apart_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Holder\.it cannot be shared"):
+        holder_of(list[int] | set[int], default_factory=list)
+
+
+def test_a_default_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"default of Holder\.it"):
+        with_default(int, "x")
+
+
+def test_a_container_as_default_is_refused() -> None:
+    with pytest.raises(TypeError, match="default_factory"):
+        shared([])
+    with pytest.raises(TypeError, match="default"):
+        shared()  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="default"):
+        shared(1, default_factory=int)  # type: ignore[call-overload]
+
+
+def test_a_field_without_annotation_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Holder\.it is shared, and needs an annotation"):
+        type(Lockable)("Holder", (Lockable,), {"it": shared(0)})
+
+
+def test_a_struct_and_a_model_are_refused() -> None:
+    with pytest.raises(TypeError):
+
+        class Mixed(Lockable, msgspec.Struct):
+            n: int = shared(0)
+
+
+def test_fields_are_inherited_and_merged() -> None:
+    class Base(Lockable):
+        a: int = shared(1)
+        b: int = shared(2)
+
+    class Other(Lockable):
+        c: list[int] = shared(default_factory=lambda: [3])
+
+    class Both(Base, Other):
+        b: str = shared("two")  # type: ignore[assignment]
+
+    class Last(Both):
+        pass
+
+    last = Last()
+    with last:
+        last.a, last.b = 10, "twenty"
+        last.c.append(30)
+    assert coheld.snapshot(last) == coheld.snapshot(last)
+    assert (last.a, last.b, last.c) == (10, "twenty", [3, 30])
+    base = Base()
+    assert (base.a, base.b) == (1, 2)
+
+
+def test_a_dataclass_leaves_the_fields_alone() -> None:
+    @dataclasses.dataclass
+    class Device(Lockable):
+        name: str
+        uses: int = shared(0)
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    device = Device("a")
+    with device:
+        device.uses += 1
+    assert device.uses == 1 and [one.name for one in dataclasses.fields(device)] == ["name"]
+
+
+def test_a_frozen_dataclass_with_slots() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Device(Lockable):
+        name: str
+        uses: int = shared(0)
+
+        def __post_init__(self) -> None:
+            Lockable.__init__(self)
+
+    device = Device("a")
+    assert device.uses == 0
+
+
+def test_attrs_leaves_the_fields_alone() -> None:
+    @attrs.define(slots=False)
+    class Device(Lockable):
+        name: str
+        uses: int = shared(0)
+
+        def __attrs_post_init__(self) -> None:
+            super().__init__()
+
+    device = Device("a")
+    with device:
+        device.uses += 1
+    assert device.uses == 1
+
+
+def test_a_class_that_was_made_again_by_its_decorator() -> None:
+    @attrs.define
+    class Device(Lockable):
+        name: str
+        uses: "list[Later]" = shared(default_factory=list)
+        __weakref__: ClassVar[Any]
+
+        def __attrs_post_init__(self) -> None:
+            Lockable.__init__(self)
+
+    class Later(msgspec.Struct):
+        n: int
+
+    globals()["Later"] = Later  # as at the end of a module
+    try:
+        device = Device("a")
+        with device:
+            device.uses.append(Later(1))
+        assert device.uses == [Later(1)]
+    finally:
+        del globals()["Later"]
+
+
+def test_a_descriptor_that_was_taken_away_is_missed() -> None:
+    def spoil(cls: Any) -> Any:
+        cls.n = 5
+        return cls
+
+    @spoil
+    class Device(Lockable):
+        n: int = shared(0)
+
+    with pytest.raises(TypeError, match=r"Device\.n was declared as shared, and is 5 now"):
+        Device()
+
+
+def test_names_that_are_known_late() -> None:
+    class Device(Lockable):
+        parts: "dict[str, Part]" = shared(default_factory=dict)
+
+    with pytest.raises(TypeError, match="Part"):
+        Device()
+
+    class Part(msgspec.Struct):
+        n: int
+
+    globals()["Part"] = Part
+    try:
+        device = Device()
+        with device:
+            device.parts["a"] = Part(1)
+        assert device.parts == {"a": Part(1)}
+    finally:
+        del globals()["Part"]
+
+
+def test_local_names_are_known() -> None:
+    class Part(msgspec.Struct):
+        n: int
+
+    class Device(Lockable):
+        part: "Part" = shared(default_factory=lambda: Part(1))
+
+    assert Device().part == Part(1)
+
+
+def test_only_annotations_of_shared_fields_are_looked_at() -> None:
+    class Device(Lockable):
+        other: "NoSuchName"  # type: ignore[name-defined]  # noqa: F821
+        n: int = shared(0)
+
+    assert Device().n == 0
+
+
+def test_the_field_itself_is_had_from_the_class() -> None:
+    class Device(Lockable):
+        n: int = shared(0)
+
+    assert "shared field n" in repr(Device.n) and Device.n is Device.__dict__["n"]
+
+
+def test_a_field_cannot_be_deleted() -> None:
+    class Device(Lockable):
+        n: int = shared(0)
+
+    device = Device()
+    with device, pytest.raises(AttributeError, match="cannot be deleted"):
+        del device.n
+
+
+def test_no_lock_no_field() -> None:
+    class Device(Lockable):
+        n: int = shared(0)
+
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(coheld.NotInitializedError):
+        _ = Device().n
+    with pytest.raises(coheld.NotInitializedError):
+        Device().n = 1
+    with pytest.raises(TypeError, match="no shared fields"):
+        coheld.snapshot(Lockable())
