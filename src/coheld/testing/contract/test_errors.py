@@ -27,6 +27,7 @@ from coheld import (
     NotLockedError,
     NotOwnerError,
     Owner,
+    PermitError,
     StateError,
     TooManyLocksError,
 )
@@ -39,6 +40,7 @@ BASES: dict[type[CoheldError], tuple[type[BaseException], ...]] = {
     NotInitializedError: (RuntimeError,),
     TooManyLocksError: (RuntimeError,),
     DeadlockError: (RuntimeError,),
+    PermitError: (ValueError,),
     NotLockedError: (RuntimeError,),
     StateError: (ValueError,),
     LockTimeout: (TimeoutError, OSError),
