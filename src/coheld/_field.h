@@ -242,6 +242,7 @@ static PyType_Spec view_spec = {"coheld._native.View", sizeof(View), 0,
 
 /* ==== 2. Field: what shared(...) becomes in its class ==== */
 
+/* Without the GIL: all is written before another thread can have the object, but for dict, which is the interpreter's. */
 typedef struct {
     PyObject_HEAD
     State *state; /* of the module, which the type keeps alive */

@@ -190,16 +190,18 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    Cell *cell;
-    PyObject *segment; /* keeps the cell mapped */
+    Cell *cell;         /* this and the next two: once, before anybody else has the view */
+    PyObject *segment;  /* keeps the cell mapped */
     PyObject *schema;
-    PyObject *dict;
-    Py_ssize_t count;
-    unsigned char *kinds, *marks;
-    Seen *inside, *outside;
-    Mapped in, out; /* the owner's, and the readers' */
-    uint64_t word;  /* inside is of this */
-    uint64_t limit; /* of the encodings of all fields, bytes: max_state */
+    PyObject *dict;     /* the interpreter's */
+    Py_ssize_t count;   /* of fields.  Once, as kinds, limit, and where the four arrays are */
+    unsigned char *kinds;
+    unsigned char *marks; /* by the owner of the mutex, as inside, in and word */
+    Seen *inside;
+    Seen *outside;      /* in the view's critical section, as out */
+    Mapped in, out;     /* the owner's, and the readers' */
+    uint64_t word;      /* inside is of this */
+    uint64_t limit;     /* of the encodings of all fields, bytes: max_state */
 } View;
 
 static inline uint64_t view_word(const View *v) { return __atomic_load_n(&v->cell->version, __ATOMIC_ACQUIRE); }
