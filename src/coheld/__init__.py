@@ -19,16 +19,16 @@
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
                    with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
                    stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
-                   register.py in shared memory, and tally.py and permits.py for files
+                   register.py in shared memory, and tally.py and permits.py for files; survey.py a look at all of it
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     semaphore.py   Semaphore
     pool.py        Pool: leases of any free one
-    inspecting.py  holder and statistics
+    inspecting.py  holder, statistics and resources
     pyats.py       pyATS's own connections get this lock: adopt
-    cli/           the command: run, rm, show, demo
+    cli/           the command: run, ps, rm, show, demo
     testing/       public: the contract of a backend as tests, and what they are made with
 
 Each imports only what stands above it.
@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._version import __version__
+from .backends.survey import Resource
 from .errors import (
     BackendError,
     CoheldError,
@@ -53,7 +54,7 @@ from .errors import (
     StateError,
     TooManyLocksError,
 )
-from .inspecting import Statistics, holder, statistics
+from .inspecting import Statistics, holder, resources, statistics
 from .lockable import Lockable, wait_for
 from .owner import Owner
 from .semaphore import Semaphore
@@ -76,12 +77,14 @@ __all__ = [
     "Owner",
     "PermitError",
     "Pool",
+    "Resource",
     "Semaphore",
     "StateError",
     "Statistics",
     "TooManyLocksError",
     "__version__",
     "holder",
+    "resources",
     "shared",
     "snapshot",
     "statistics",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import native
+from .backends import files
 from .backends.base import Handle
+from .backends.survey import Resource, survey
 from .owner import Owner
 
 
@@ -34,6 +36,20 @@ def statistics(obj: object) -> Statistics:
     Raises: NotInitializedError: if it has no lock.
     """
     return Statistics(*_lock_of(obj)._counters())
+
+
+def resources() -> list[Resource]:
+    """All resources of this user, of every process, on this machine: those that are busy first.
+
+    Only looks: takes no lock, makes nothing, and never waits for anybody, so the answer may be a moment old. Anonymous
+    locks of processes that have ended, and not been swept yet, may be among them.
+    """
+    return sorted(survey(files.lock_directory()), key=_busyness, reverse=True)
+
+
+def _busyness(resource: Resource) -> tuple[object, ...]:
+    held = resource.holder is not None
+    return resource.busy, resource.waiters, held, resource.contended, resource.acquisitions
 
 
 def _lock_of(obj: object) -> Handle:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -86,7 +87,39 @@ def _made(kind: Any, path: str, here: Head) -> Any:
 def _place(kind: Any, segment: Any, offset: int, value: int) -> tuple[str, Head]:
     device, inode = segment.identity
     here = Head(kind.ENTRANT, device, inode, files.boot_id(), value, room(kind.ENTRANT, kind.SIZE))
-    return f"{segment.path}~{offset}.{inode:x}.register", here
+    return path_of(segment.path, offset, inode), here
+
+
+def path_of(resource: str, offset: int, inode: int) -> str:
+    return f"{resource}~{offset}.{inode:x}.register"
+
+
+def contents(raw: bytes) -> tuple[int, list[tuple[int, int, int]]]:
+    """By one who does not use it: its value, and number, start and count of those that are in.
+
+    Raises: ValueError, struct.error: if it is damaged.
+    """
+    magic, layout, entrant, _, _, _, value, *_ = _HEAD.unpack_from(raw)
+    if magic != MAGIC or layout != native.LAYOUT_VERSION or entrant not in _RECORDS:
+        raise ValueError("no register")
+    counts = []
+    for at in range(HEAD_SIZE, len(raw) - entrant + 1, entrant):
+        who, start, count = _RECORDS[entrant](raw, at)
+        if not who:
+            break
+        if count:
+            counts.append((who, start, count))
+    return value, counts
+
+
+def _packed(raw: bytes, at: int) -> tuple[int, int, int]:
+    """Of register.py: number and start in one word, as in _lock.h."""
+    who, count = _PACKED.unpack_from(raw, at)
+    return who & (1 << 22) - 1, who >> 22, count
+
+
+_PACKED, _PLAIN = struct.Struct("=QI"), struct.Struct("=QQQ")
+_RECORDS: dict[int, Callable[[bytes, int], tuple[int, int, int]]] = {64: _packed, 32: _PLAIN.unpack_from}
 
 
 def _checked(kind: Any, path: str, here: Head) -> Any:

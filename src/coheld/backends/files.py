@@ -142,7 +142,15 @@ def kind_of(path: str) -> int:
 
 def kind_in(raw: bytes) -> int:
     """Of a file that begins so; 0: it does not say."""
-    return Header(*_FIELDS.unpack_from(raw)).kind if len(raw) >= _FIELDS.size and raw[:8] == MAGIC else 0
+    return header.kind if (header := header_of(raw)) else 0
+
+
+def header_of(raw: bytes) -> Header | None:
+    """What a file that begins so says of itself; None: it does not, or is damaged."""
+    if len(raw) < HEADER_LENGTH or raw[:8] != MAGIC:
+        return None
+    sound = _CHECK.unpack_from(raw, _FIELDS.size)[0] == zlib.crc32(raw[: _FIELDS.size])
+    return Header(*_FIELDS.unpack_from(raw)) if sound else None
 
 
 def _shown(value: bytes | int) -> str:
@@ -168,7 +176,7 @@ def make_directory(directory: str) -> None:
     found = os.lstat(directory)
     if not stat.S_ISDIR(found.st_mode):
         raise InsecureError(f"{directory} is not a directory; remove it, or set COHELD_DIR", resource=directory)
-    _check_owner(directory, found)
+    check_owner(directory, found)
 
 
 def _make_private(directory: str) -> None:
@@ -203,7 +211,7 @@ def _base_directory() -> str:
         raise FileNotFoundError(error.errno, why) from error
 
 
-def _check_owner(path: str, found: os.stat_result) -> None:
+def check_owner(path: str, found: os.stat_result) -> None:
     if sys.platform == "win32":
         return  # access lists decide there, and a user's temporary directory is closed to others
     if found.st_uid != os.geteuid():
@@ -212,7 +220,7 @@ def _check_owner(path: str, found: os.stat_result) -> None:
         raise InsecureError(f"{path} can be written by other users (mode {found.st_mode & 0o7777:o})", resource=path)
 
 
-_CAREFULLY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_NOINHERIT"))
+CAREFULLY = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_NOINHERIT"))
 _NOT_MINE = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 
 
@@ -223,7 +231,7 @@ def open_checked(path: str) -> int:
     writable by others.
     """
     try:
-        fd = os.open(path, os.O_RDWR | _CAREFULLY)
+        fd = os.open(path, os.O_RDWR | CAREFULLY)
     except OSError as error:
         if error.errno not in _NOT_MINE:
             raise
@@ -232,7 +240,7 @@ def open_checked(path: str) -> int:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise InsecureError(f"{path} is not a plain file", resource=path)
-        _check_owner(path, found)
+        check_owner(path, found)
     except BaseException:
         os.close(fd)
         raise
@@ -241,7 +249,7 @@ def open_checked(path: str) -> int:
 
 def open_or_create(path: str) -> int:
     """An empty file of one's own, in a directory of one's own; the descriptor is the caller's."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
 
 
 IN_USE_STAYS = sys.platform == "win32"
@@ -276,7 +284,7 @@ def new_file(directory: str, size: int, header: Packed) -> Iterator[tuple[str, i
 
 
 def _reserved(path: str, size: int, header: Packed) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CAREFULLY, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o600)
     try:
         if sys.platform == "linux":
             os.fchmod(fd, 0o600)  # the umask may have taken more away

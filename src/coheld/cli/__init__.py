@@ -5,6 +5,7 @@
     run         coheld run: a command under a named lock
     relay       how a runner passes signals on, and its command's end back
     rm          coheld rm
+    ps          coheld ps: all resources of this user
     show        coheld show: the shared state of a named resource
     demo        coheld demo: workers, kills, and the book-keeping that must come out exact
     testbed     what the workers of the demo share, and what they do with it
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from coheld._version import __version__
-from coheld.cli import exits, rm, show
+from coheld.cli import exits, ps, rm, show
 from coheld.errors import CoheldError, LockTimeout
 
 
@@ -45,10 +46,10 @@ def _parser() -> argparse.ArgumentParser:
 def _commands() -> Sequence[ModuleType]:
     """What is there on this system: the two others are made of processes as Linux has them."""
     if sys.platform != "linux":
-        return [rm, show]
+        return [ps, rm, show]
     from coheld.cli import demo, run
 
-    return [run, rm, show, demo]
+    return [run, ps, rm, show, demo]
 
 
 def _complain(error: Exception, status: int) -> int:

@@ -1,0 +1,105 @@
+"""coheld ps: all resources of this user, who has them, and how many wait."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from coheld.inspecting import resources
+from coheld.process import command_of
+
+_ROWS = 40
+"""Of the table: the busiest; --json has all."""
+_HEADINGS = ["resource", "holder", "in", "for", "waiters", "taken", "contended", "deaths"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the subparsers."""
+    parser = commands.add_parser(
+        "ps",
+        help="show all resources, who has them and how many wait",
+        description="Show the resources of this user on this machine: who has them, since when, in which method, and "
+        "how many wait. Takes no lock and changes nothing. Anonymous locks are shown while somebody has them or waits.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each, for programs")
+    parser.add_argument("--all", action="store_true", help="anonymous locks that nobody has, as well")
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print them. Never waits."""
+    found = [one for one in resources() if options.all or one.name is not None or one.busy]
+    if options.json:
+        for one in found:
+            print(json.dumps(_as_json(one)))
+    else:
+        _print(found)
+    return 0
+
+
+def _as_json(one: Any) -> dict[str, Any]:
+    answer = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place, "holder": None}
+    if holder := one.holder:
+        answer["holder"] = {
+            "pid": holder.pid,
+            "start": holder.start,
+            "thread": holder.tid,
+            "command": command_of(holder.pid),
+            "method": holder.method,
+            "held_seconds": round(max(0.0, time.monotonic() - holder.since), 3),
+            "depth": holder.depth,
+        }
+    counts = {"waiters": one.waiters, "acquisitions": one.acquisitions, "contended": one.contended}
+    inside = [{"pid": pid, "count": count} for pid, count in one.inside.items()]
+    return answer | counts | {"recoveries": one.recoveries, "inside": inside, "permits": one.permits}
+
+
+def _print(found: Sequence[Any]) -> None:
+    if not found:
+        print("no resources")
+        return
+    rows = [_row(one) for one in found[:_ROWS]]
+    more = f"and {len(found) - _ROWS} more: coheld ps --json" if len(found) > _ROWS else ""
+    if not (sys.stdout.isatty() and _print_table(rows)):
+        widths = [max(len(row[column]) for row in [_HEADINGS, *rows]) for column in range(len(_HEADINGS))]
+        for row in [_HEADINGS, *rows]:
+            print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    if more:
+        print(more)
+
+
+def _print_table(rows: list[list[str]]) -> bool:
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        return False
+    table = Table(*_HEADINGS)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+    return True
+
+
+def _row(one: Any) -> list[str]:
+    name = one.name if one.name is not None else os.path.basename(one.place)
+    counts = [str(count) if count else "" for count in (one.waiters, one.acquisitions, one.contended, one.recoveries)]
+    return [name, *_who(one), *counts]
+
+
+def _who(one: Any) -> list[str]:
+    """Holder, method, and for how long."""
+    if one.permits is not None or (one.inside and one.holder is None):
+        taken = sum(one.inside.values())
+        what = f"{taken} of {one.permits} permits" if one.permits is not None else f"{taken} readers"
+        return [f"{what}: {', '.join(map(str, one.inside))}" if one.inside else what, "", ""]
+    if one.holder is None:
+        return ["", "", ""]
+    command = command_of(one.holder.pid)
+    held = f"{max(0.0, time.monotonic() - one.holder.since):.3g} s"
+    return [f"{one.holder.pid} {command[:40]}", one.holder.method, held]

@@ -1,0 +1,190 @@
+"""coheld ps, and coheld.resources: what is there, who has it, and nothing changed by looking."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coheld
+from cli import commands
+from coheld import Lockable, Resource, Semaphore, native
+from coheld.testing.support import delays, procs
+
+BACKENDS = ["shm:", "file:"]
+
+
+class Router(Lockable):
+    @Lockable.locked
+    def configure(self, link: procs.Link) -> None:
+        link.say("in")
+        link.wait_for("leave")
+
+    @Lockable.locked(exclusive=False)
+    def read(self, link: procs.Link) -> None:
+        link.say("in")
+        link.wait_for("leave")
+
+
+def hold(link: procs.Link, name: str, backend: str) -> None:
+    Router(lock_name=name, lock_backend=backend).configure(link)
+
+
+def call(link: procs.Link, method: Any) -> None:
+    method(link)
+
+
+def wait(link: procs.Link, router: Router) -> None:
+    router.acquire()
+    router.release()
+
+
+def named(name: str) -> Resource:
+    (found,) = [one for one in coheld.resources() if one.name == name]
+    return found
+
+
+def listed(*options: str) -> list[dict[str, Any]]:
+    done = commands.coheld("ps", "--json", *options)
+    assert done.returncode == 0 and not done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_who_has_a_named_lock_and_how_many_wait(backend: str) -> None:
+    router = Router(lock_name="lab/r1", lock_backend=backend)
+    with procs.start(hold, "lab/r1", backend) as holder:
+        holder.expect("in")
+        with procs.start(wait, router) as waiter:
+            waiter.wait_until_blocked()
+            (found,) = listed()
+            assert (found["name"], found["kind"], found["backend"]) == ("lab/r1", "lock", backend.removesuffix(":"))
+            assert found["holder"]["pid"] == holder.pid and found["holder"]["method"] == "Router.configure"
+            assert 0 <= found["holder"]["held_seconds"] < delays.HANG and found["holder"]["depth"] == 1
+            assert found["waiters"] == 1 and found["acquisitions"] == 1
+            printed = commands.coheld("ps").stdout
+            assert "lab/r1" in printed and f"{holder.pid} " in printed and "Router.configure" in printed
+            holder.tell("leave")
+            holder.end()
+    (found,) = listed()
+    assert found["holder"] is None and found["waiters"] == 0 and found["acquisitions"] == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_says_what_the_lock_itself_says(backend: str) -> None:
+    router = Router(lock_name="r1", lock_backend=backend)
+    with procs.start(hold, "r1", backend) as dead:
+        dead.expect("in")
+        with procs.start(wait, router) as waiter:
+            waiter.wait_until_blocked()
+            dead.kill()
+    with router, router:
+        found, lock = named("r1"), native.lock_of(router)
+        assert found.holder == coheld.holder(router)
+        counted = found.acquisitions, found.contended, found.recoveries, found.waiters
+        assert counted == tuple(lock._counters()) and found.recoveries == 1 and found.contended == 1
+
+
+def test_a_killed_holder_has_nothing() -> None:
+    with procs.start(hold, "r1", "shm:") as holder:
+        holder.expect("in")
+        holder.kill()
+    assert named("r1").holder is None
+
+
+def test_anonymous_locks_are_shown_while_somebody_has_them() -> None:
+    router = Router()
+    assert listed() == [] and len(listed("--all")) >= 1
+    with procs.start(call, router.configure) as holder:
+        holder.expect("in")
+        (found,) = listed()
+        assert found["name"] is None and found["holder"]["pid"] == holder.pid
+        holder.tell("leave")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_readers_and_permits(backend: str) -> None:
+    router, gpus = Router(lock_name="r1", lock_backend=backend), Semaphore(3, "gpus", backend)
+    with procs.start(call, router.read) as reader, gpus:
+        reader.expect("in")
+        assert named("r1").inside == {reader.pid: 1} and named("r1").busy
+        found = named("gpus")
+        assert (found.kind, found.permits, found.inside) == ("semaphore", 3, {os.getpid(): 1})
+        printed = commands.coheld("ps").stdout
+        assert f"1 readers: {reader.pid}" in printed and f"1 of 3 permits: {os.getpid()}" in printed
+        reader.tell("leave")
+        reader.end()
+    assert not named("r1").inside and not named("gpus").inside
+
+
+def test_a_stopped_holder_stops_nobody_who_looks() -> None:
+    with procs.start(hold, "r1", "shm:") as holder:
+        holder.expect("in")
+        holder.stop()
+        assert named("r1").holder is not None
+        holder.cont()
+        holder.tell("leave")
+
+
+def test_without_any_it_says_so_and_makes_nothing(coheld_dir: Path) -> None:
+    assert commands.coheld("ps").stdout == "no resources\n" and listed() == []
+    assert list(coheld_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_damaged_is_passed_over_and_nothing_is_changed(
+    backend: str, coheld_dir: Path, rng: random.Random
+) -> None:
+    for name in ("sound", "spoilt"):
+        Router(lock_name=name, lock_backend=backend)
+    path = coheld_dir / "name-spoilt"
+    whole = path.read_bytes()
+    strange = [coheld_dir / f"name-{what}" for what in ("link", "pipe", "directory")]
+    strange[0].symlink_to("/etc/passwd")
+    os.mkfifo(strange[1])
+    strange[2].mkdir()
+    for _ in range(200):
+        raw = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(rng.randrange(1, 40)):
+            if raw:
+                raw[rng.randrange(len(raw))] = rng.randrange(256)
+        path.write_bytes(raw)
+        before = {one: (one.lstat().st_mtime_ns, one.lstat().st_size) for one in coheld_dir.iterdir()}
+        assert "sound" in [one.name for one in coheld.resources()]
+        assert {one: (one.lstat().st_mtime_ns, one.lstat().st_size) for one in coheld_dir.iterdir()} == before
+    for one in strange[:2]:
+        one.unlink()
+    strange[2].rmdir()
+
+
+def make_and_remove(link: procs.Link, backend: str) -> None:
+    from coheld.mutex import remove
+
+    os.environ["COHELD_BACKEND"] = backend
+    link.say("go")
+    while True:
+        Router(lock_name="r1").acquire()
+        Router(lock_name="r1").release()
+        remove("r1", timeout=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_comes_and_goes_meanwhile_is_there_or_not(backend: str) -> None:
+    with procs.start(make_and_remove, backend) as other:
+        other.expect("go")
+        end, seen = time.monotonic() + delays.MEDIUM, set()
+        while time.monotonic() < end:
+            seen |= {one.name for one in coheld.resources()}
+        other.kill()
+    assert seen <= {"r1"}
+
+
+def test_the_table_shows_the_busiest_and_how_many_more_there_are() -> None:
+    kept = [Lockable(lock_name=f"n{number:02}") for number in range(45)]
+    with kept[44]:
+        lines = commands.coheld("ps").stdout.splitlines()
+    assert lines[1].startswith("n44") and len(lines) == 42 and lines[-1] == "and 5 more: coheld ps --json"
+    assert len(listed()) == 45
