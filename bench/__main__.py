@@ -12,7 +12,20 @@ from pathlib import Path
 
 from bench import table
 from bench.measure import QUICK, Plan
-from bench.rows import call, death, importing, making, million, permits, readers, state, tasks, throughput, turns
+from bench.rows import (
+    call,
+    death,
+    importing,
+    listing,
+    making,
+    million,
+    permits,
+    readers,
+    state,
+    tasks,
+    throughput,
+    turns,
+)
 
 ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "call": call.measure,
@@ -25,6 +38,7 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "tasks": tasks.measure,
     "readers": readers.measure,
     "permits": permits.measure,
+    "listing": listing.measure,
     "import": importing.measure,
 }
 
