@@ -320,53 +320,7 @@ static int still_mine(Cell *c) {
 
 #include "_task.h"
 
-/* Run the handlers of signals.  0: wait on.  -1: one raised.  EALREADY: one has taken the lock, and kept it.  A child
- * that one of them forked, and that comes back, waits on its own account. */
-static int run_handlers(Mutex *self, Cell *c, Waiter *w) {
-    int rc = PyErr_CheckSignals();
-    if (UNLIKELY(!me.tid)) {
-        find_myself();
-        *w = (Waiter){0};
-    }
-    return rc ? -1 : holds(self, c) ? EALREADY : 0;
-}
-
-/* Try, sleep, try again.  0 or EOWNERDEAD: held.  ETIMEDOUT.  -1: a signal's handler raised.  EALREADY: one has taken it,
- * begin again.  Else: the mutex is broken.
- * A woken waiter takes the GIL first and the lock then: the other way round, a thread would own the lock while it
- * queues for the GIL.  A wake that is consumed is always followed by a try, and who fails that try has met an
- * acquirer that saw it enrolled: no wake is lost by giving up.
- * stop: NULL, or a byte of whoever asked, who sets it to end the wait. */
-static int mutex_wait(Mutex *self, Cell *c, uint64_t deadline, const char *stop, Record *dead) {
-    Waiter w = {0};
-    int rc = 0;
-    if (LOAD(&c->handoff)) {
-        Py_BEGIN_ALLOW_THREADS
-        rc = newcomer_stand_back(c, deadline);
-        Py_END_ALLOW_THREADS
-    }
-    for (;;) {
-        if (rc == EINTR && (rc = run_handlers(self, c, &w))) break;
-        rc = cell_try(c, &w, dead);
-        if (rc != EBUSY) break;
-        if ((rc = run_handlers(self, c, &w))) break; /* a signal that came before the sleep has not ended it */
-        if (cell_tasked(c) && (rc = look_at_task(self, c, 1))) {
-            if (rc < 0) break;
-            if (!(word_load(c) & FUTEX_TID_MASK)) continue;
-        }
-        if ((stop && LOAD(stop)) || (deadline != FOREVER && clock_ns(CLOCK_MONOTONIC) >= deadline)) {
-            rc = ETIMEDOUT;
-            break;
-        }
-        Py_BEGIN_ALLOW_THREADS
-        rc = waiter_sleep(c, &w, deadline);
-        Py_END_ALLOW_THREADS
-    }
-    int owns = !rc || rc == EOWNERDEAD;
-    waiter_leave(c, &w, owns);
-    if (owns) STORE(&c->contended, LOAD(&c->contended) + 1);
-    return rc;
-}
+#include "_wait.h"
 
 static Label label_of(const char *text, Py_ssize_t size) {
     Label label = {{0}};
@@ -798,6 +752,14 @@ static PyObject *native_task_enter(PyObject *module, PyObject *const *args, Py_s
     return rc ? NULL : Py_NewRef(Py_None);
 }
 
+/* tell_after(seconds): how long a wait is before it is told of; infinite: never. */
+static PyObject *native_tell_after(PyObject *Py_UNUSED(module), PyObject *given) {
+    double seconds = PyFloat_AsDouble(given);
+    if (seconds == -1.0 && PyErr_Occurred()) return NULL;
+    STORE(&tell_after, deadline_of(seconds));
+    Py_RETURN_NONE;
+}
+
 static PyObject *native_generation(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
     return PyLong_FromUnsignedLong(process.generation);
 }
@@ -809,6 +771,7 @@ static PyMethodDef module_methods[] = {
     {"peek", native_peek, METH_O, "peek(obj): what its __lock__ is, or None."},
     {"lock_of", native_lock_of, METH_O, "lock_of(obj): its lock; NotInitializedError if it has none."},
     {"task_enter", (PyCFunction)(void (*)(void))native_task_enter, METH_FASTCALL, "task_enter(obj, method) -> its lock, taken, or None."},
+    {"tell_after", native_tell_after, METH_O, "tell_after(seconds): a wait that is longer is told of, once."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},
 };

@@ -63,6 +63,10 @@ def task_enter(obj: object, method: bytes, /) -> Any:
     return lock if lock._task_take(obj, method, True) else None
 
 
+def tell_after(_seconds: float, /) -> None:
+    """Waits are told of where they are: backends/polled.py."""
+
+
 def generation() -> int:
     """How many forks are behind this process."""
     return _Installed.forks

@@ -88,6 +88,7 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
     Register *r = mutex_register(self);
     if (!r) return -1;
     Table *t = r->table;
+    Patience p = begin_patience();
     int rc = 0;
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* behind the lock, before the counts */
     while (!rc && register_busy(r)) {
@@ -98,7 +99,7 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
         if (!register_busy(r)) break;
         uint64_t now = clock_ns(CLOCK_MONOTONIC), until = now + TASK_SLICE;
         if ((stop && LOAD(stop)) || now >= deadline) rc = ETIMEDOUT;
-        else if ((rc = refuse_to_wait(self))) break;
+        else if ((rc = refuse_to_wait(self)) || (rc = tell_of_patience(self, &p))) break;
         else {
             Py_BEGIN_ALLOW_THREADS
             futex_sleep(&t->news, news, until < deadline ? until : deadline);

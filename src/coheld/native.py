@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         lock_of,
         peek,
         task_enter,
+        tell_after,
     )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "missing",
     "peek",
     "task_enter",
+    "tell_after",
 ]
 
 

@@ -46,12 +46,13 @@ def _start_on_linux(pid: int) -> int | None:
 
 
 def command_of(pid: int) -> str:
-    """The command line of a process, cut to 60 characters; empty if it cannot be read."""
+    """The command line of a process, one line cut to 60 characters; empty if it cannot be read."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            text = file.read(400).replace(b"\0", b" ").decode(errors="replace").strip()
+            raw = file.read(400).decode(errors="replace")
     except OSError:
         return ""
+    text = " ".join("".join(char if char.isprintable() else " " for char in raw).split())
     return text if len(text) <= 60 else text[:59] + "…"
 
 

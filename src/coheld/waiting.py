@@ -7,7 +7,9 @@ thread, and aio.py by suspending the task.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from time import monotonic
@@ -21,6 +23,22 @@ FOREVER = math.inf
 _AGES = 9e9  # seconds; 285 years and more are for ever, and no clock can count them in nanoseconds
 _FIRST_NAP, LONGEST_NAP = 0.0002, 0.005
 _MISSING: Any = object()
+
+
+def _told_after() -> float:
+    """COHELD_WARN_AFTER, seconds; 10 without it, or where it is no number; never, if it is not above zero."""
+    try:
+        seconds = float(os.environ.get("COHELD_WARN_AFTER", "10"))
+    except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        logging.getLogger("coheld").warning("COHELD_WARN_AFTER is no number of seconds; 10 it is")
+        return 10.0
+    return seconds if seconds > 0 else FOREVER
+
+
+TOLD_AFTER = _told_after()
+"""A wait that is longer is told of in the log, once; seconds."""
 
 
 def seconds_of(timeout: object) -> float:

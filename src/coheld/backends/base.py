@@ -28,6 +28,7 @@ from .. import native
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from ..process import at_fork
+from ..waiting import TOLD_AFTER
 from . import files, of_scheme
 from .monitor import Monitor
 from .tasking import Tasking
@@ -200,6 +201,12 @@ class Handle(Monitor, Tasking, _Half):
         dead = Owner(*record)
         logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, dead)
 
+    def _waits_long(self, seconds: float) -> None:
+        """By who waits for it, once."""
+        logging.getLogger("coheld").warning(
+            "%s: waited for %.3g s so far; %s; coheld ps shows more", self.label, seconds, self._why_not()
+        )
+
     def _recover(self, obj: object) -> None:
         """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do."""
         cls = type(obj)
@@ -232,21 +239,22 @@ class Handle(Monitor, Tasking, _Half):
         )
 
     def _timed_out(self, timeout: float) -> NoReturn:
-        owner = self.owner()
-        if owner:
-            why = f"held by {owner}"
-        elif readers := self._readers():
-            why = f"read by {readers}"
-        elif self.flags & native.WARDED:
-            why = "the command of a killed coheld run has not ended yet"
-        else:
-            why = "its holder has just changed; try again"
         raise LockTimeout(
-            f"{self.label}: not got within {float(timeout):g} s; {why}",
+            f"{self.label}: not got within {float(timeout):g} s; {self._why_not()}",
             resource=self.label,
-            owner=owner,
+            owner=self.owner(),
             waited=float(timeout),
         )
+
+    def _why_not(self) -> str:
+        """Who has it, or what else is in the way."""
+        if readers := self._readers():
+            return f"read by {readers}"
+        if owner := self.owner():
+            return f"held by {owner}"
+        if self.flags & native.WARDED:
+            return "the command of a killed coheld run has not ended yet"
+        return "its holder has just changed; try again"
 
     def _readers(self) -> str:
         """Who is in a reading call now, as messages say it."""
@@ -307,6 +315,7 @@ class _Handles:
         self.guard = threading.RLock()  # a forked child must not inherit it locked
 
 
+native.tell_after(TOLD_AFTER)
 _handles = _Handles()
 at_fork(child=_handles.begin)
 

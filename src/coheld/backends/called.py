@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ class Shared(_Half):
         _cell: Cell | None
 
         def _place(self) -> Cell: ...
+        def _teller(self) -> Callable[[], None]: ...
         def _hold(self) -> claims.Claim | None: ...
         def _hold_of(self, caller: claims.Caller) -> claims.Claim | None: ...
         def _take(
@@ -222,7 +224,7 @@ class Shared(_Half):
         if self.readers is None:
             self._open_register()
         assert self.readers is not None
-        who, cell = claims.this_caller().who, self._place()
+        who, cell, tell = claims.this_caller().who, self._place(), self._teller()
         try:
             for nap in naps():
                 if not self.readers.busy():
@@ -231,6 +233,7 @@ class Shared(_Half):
                     return False
                 if self.readers.here():
                     self._reads_itself(id(self) in _reads.depth)
+                tell()
                 cell.enrol(who, 0)
                 self._doze(min(nap, left(deadline)), deque())
         finally:

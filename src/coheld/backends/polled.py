@@ -30,7 +30,7 @@ from typing import Any, NoReturn, Protocol
 from ..errors import TooManyLocksError
 from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
-from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
+from ..waiting import FOREVER, LONGEST_NAP, TOLD_AFTER, left, naps, patience
 from . import claims
 from .base import Handle, Resource
 from .called import Shared
@@ -319,7 +319,7 @@ class Polled(Stateful, Shared, Handle):
         self._stand_back(deadline)
         if (claim := self._try()) is not None:
             return claim
-        since = time.monotonic_ns()
+        since, tell = time.monotonic_ns(), self._teller()
         enrolled = self._place()
         try:
             for nap in naps():
@@ -329,6 +329,7 @@ class Polled(Stateful, Shared, Handle):
                 if left(deadline) <= 0 or (stop and stop[0]):
                     return None
                 self._refuse_to_wait()
+                tell()
                 enrolled = self._place()
                 enrolled.enrol(claims.this_thread().who, since)
                 self._doze(min(nap, left(deadline)), self._sleepers)
@@ -337,6 +338,18 @@ class Polled(Stateful, Shared, Handle):
         if claim is not None and not claim.depth:
             claim.cell.contended += 1
         return claim
+
+    def _teller(self) -> Callable[[], None]:
+        """To be called again and again by who waits from now on: tells of it once, when that has lasted."""
+        begun, told = time.monotonic(), False
+
+        def tell() -> None:
+            nonlocal told
+            if not told and (waited := time.monotonic() - begun) >= TOLD_AFTER:
+                told = True
+                self._waits_long(waited)
+
+        return tell
 
     def _stand_back(self, deadline: float) -> None:
         """Let those pass who have waited for long."""
