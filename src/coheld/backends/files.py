@@ -130,7 +130,8 @@ def check_kind(path: str, raw: bytes, wanted: int) -> None:
 
 
 def _of_another_kind(path: str, found: int, wanted: int) -> IncompatibleError:
-    return IncompatibleError(f"{path} is {_KINDS.get(found)}, not {_KINDS.get(wanted)}", resource=path)
+    which = f"{_KINDS.get(found)}, not {_KINDS.get(wanted)}"
+    return IncompatibleError(f"{path} was made with another kind: {which}", resource=path)
 
 
 def kind_of(path: str) -> int:
