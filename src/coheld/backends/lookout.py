@@ -98,7 +98,7 @@ class _Lookout:
                 return False
             turn.waits = False
             self.count(-1)
-        if not self.waiting:
+        if self.stop[0]:
             self.lock._nudge()
         return True
 
@@ -144,27 +144,40 @@ class _Lookout:
 
 
 class _Locks(_Lookout):
-    """Waits for the lock."""
+    """Waits for the lock.  reads: what for, now."""
+
+    reads = False
 
     def count(self, more: int) -> None:
         super().count(more)
         self.lock.queued = self.waiting > 0  # a newcomer does not pass them
+        first = self._first()
+        self.stop[0] = first is None or first.reads > self.reads  # nobody keeps readers out who does not wait any more
 
     def serve(self) -> None:
         reads = self._next_reads()
         if self.lock._wait_turn(self.stop, reads) and (turn := self._granted(reads)) and not turn.tell():
             self.refuse(turn)
 
+    def _first(self) -> Turn | None:
+        """Under the guard: of those who wait."""
+        while self.turns and not self.turns[0].waits:
+            self.turns.popleft()
+        return self.turns[0] if self.turns else None
+
     def _next_reads(self) -> bool:
         with self.guard:
-            return next((turn.reads for turn in self.turns if turn.waits), False)
+            first = self._first()
+            self.reads = first is not None and first.reads
+            self.count(0)
+            return self.reads
 
     def _granted(self, reads: bool) -> Turn | None:
         """The first has it; None: there is none, or another is the first by now, and waits for something else."""
         with self.guard:
-            while self.turns and not self.turns[0].waits:
-                self.turns.popleft()
-            turn = self.turns[0] if self.turns and self.turns[0].reads == reads else None
+            turn = self._first()
+            if turn is not None and turn.reads != reads:
+                turn = None
             kept = False
             try:
                 if turn is not None:

@@ -600,6 +600,26 @@ def test_a_cancelled_reader_leaves_no_trace() -> None:
     run(main)
 
 
+def test_a_reading_task_does_not_wait_behind_a_writer_that_has_given_up() -> None:
+    device, go = Device(), threading.Event()
+
+    async def main() -> None:
+        writer = asyncio.create_task(device.write_async())
+        await _until_queued(device, 1)
+        reader = asyncio.create_task(device.read_async())
+        await _until_queued(device, 2)
+        writer.cancel()
+        await asyncio.wait_for(reader, delays.LONG)
+
+    thread = in_thread(lambda: device.read(lambda: go.wait(delays.HANG)))
+    try:
+        states.wait_until(lambda: readers_of(device), "it reads")
+        run(main)
+    finally:
+        go.set()
+        thread.join()
+
+
 def test_a_reading_task_times_out() -> None:
     async def main() -> None:
         device, go = Device(), asyncio.Event()
