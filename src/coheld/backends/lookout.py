@@ -198,9 +198,10 @@ class _Locks(_Lookout):
         return True
 
     def refuse(self, turn: Turn) -> None:
-        if turn.reads:
-            turn.granted.leave()
-        else:
+        how, turn.granted = turn.granted, False  # once: a task whose loop is closed may still be unwound
+        if turn.reads and how:
+            how.leave()
+        elif how:
             self.lock._task_give()
 
 

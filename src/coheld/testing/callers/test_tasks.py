@@ -347,6 +347,37 @@ def test_a_task_whose_loop_is_closed_is_a_dead_owner() -> None:
     assert free(bed)
 
 
+def test_a_turn_of_a_task_whose_loop_is_closed_passes_on(caplog: pytest.LogCaptureFixture) -> None:
+    bed, held, go = Bed(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with bed:
+            held.set()
+            go.wait(delays.HANG)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(delays.HANG)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(bed.work(1))
+    loop.run_until_complete(asyncio.sleep(delays.TICK))
+    loop.close()
+
+    async def main() -> None:
+        second = asyncio.create_task(bed.work(2))
+        await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.wait_for(second, delays.LONG) == 2
+
+    run(main)
+    thread.join()
+    assert bed.order == [2] and "died" not in caplog.text
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    del task
+    gc.collect()
+    assert free(bed)
+
+
 def hold_in_a_task(link: procs.Link, bed: Bed) -> None:
     async def main() -> None:
         async with bed:
