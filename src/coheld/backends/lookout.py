@@ -85,11 +85,11 @@ class _Lookout:
 
     def enter(self, turn: Turn) -> None:
         with self.guard:
+            if not self.running:  # first: where no thread is to be had, nobody waits
+                threading.Thread(target=self._run, name=f"coheld {self.lock.label}", daemon=True).start()
+                self.running = True
             self.turns.append(turn)
             self.count(1)
-            if not self.running:
-                self.running = True
-                threading.Thread(target=self._run, name=f"coheld {self.lock.label}", daemon=True).start()
 
     def withdraw(self, turn: Turn) -> bool:
         """False: it was settled before."""

@@ -487,6 +487,27 @@ def test_the_loop_goes_on_while_another_has_it() -> None:
     run(main)
 
 
+def test_where_no_thread_is_to_be_had_who_waits_is_told_and_nobody_after_that_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        bed = Bed()
+        async with held_by_another_task(bed) as go:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(RuntimeError, match="new thread"):
+                    await bed.work()
+            second = asyncio.create_task(bed.work(2))
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.wait_for(second, delays.LONG)
+
+    run(main)
+
+
 def test_ten_thousand_waiters_need_one_thread_and_are_served_in_order() -> None:
     async def main() -> None:
         bed = Bed()
