@@ -236,9 +236,14 @@ class _Process:
         self.locks: dict[Handle, _Locks] = {}
         self.news: dict[Handle, _News] = {}
 
+    def become_child(self) -> None:
+        for lock in self.locks:
+            lock.queued = False
+        self.begin()
+
 
 _process = _Process()
-at_fork(child=_process.begin)
+at_fork(child=_process.become_child)
 
 
 async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False) -> Any:

@@ -508,6 +508,33 @@ def test_where_no_thread_is_to_be_had_who_waits_is_told_and_nobody_after_that_is
     run(main)
 
 
+def try_once(link: procs.Link, bed: Bed) -> None:
+    link.wait_for("free")
+
+    async def main() -> None:
+        link.say(await aio.acquire(bed, 0))
+        bed.release()
+
+    thread = threading.Thread(target=run, args=(main,))  # this one has its parent's loop
+    thread.start()
+    thread.join()
+
+
+def test_in_a_forked_child_no_task_of_its_parent_waits() -> None:
+    async def main() -> None:
+        bed = Bed()
+        async with held_by_another_task(bed) as go:
+            waits = asyncio.create_task(bed.work())
+            await asyncio.sleep(0)
+            with procs.start(try_once, bed, method="fork") as child:
+                go.set()
+                await asyncio.wait_for(waits, delays.LONG)
+                child.tell("free")
+                child.expect(True)
+
+    run(main)
+
+
 def test_ten_thousand_waiters_need_one_thread_and_are_served_in_order() -> None:
     async def main() -> None:
         bed = Bed()
