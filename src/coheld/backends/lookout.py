@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -58,15 +59,21 @@ class Turn:
 
 
 class _Lookout:
-    """A queue of turns, and the thread that serves it while there are any."""
+    """A queue of turns, and the thread that serves it while there are any.  Those keep the lock, and it does not."""
 
     def __init__(self, lock: Handle) -> None:
-        self.lock = lock
+        self.reference = weakref.ref(lock)
         self.guard = threading.Lock()
         self.turns: deque[Turn] = deque()
         self.waiting = 0
         self.stop = bytearray(1)
         self.running = False
+
+    @property
+    def lock(self) -> Handle:
+        found = self.reference()
+        assert found is not None
+        return found
 
     async def wait(self, key: Any, deadline: float, reads: bool = False) -> Any:
         """How it was granted by the deadline, a time.monotonic(); False: it was not."""
@@ -86,7 +93,8 @@ class _Lookout:
     def enter(self, turn: Turn) -> None:
         with self.guard:
             if not self.running:  # first: where no thread is to be had, nobody waits
-                threading.Thread(target=self._run, name=f"coheld {self.lock.label}", daemon=True).start()
+                name = f"coheld {self.lock.label}"
+                threading.Thread(target=self._run, args=(self.lock,), name=name, daemon=True).start()
                 self.running = True
             self.turns.append(turn)
             self.count(1)
@@ -111,7 +119,7 @@ class _Lookout:
         if self.withdraw(turn):
             turn.settle()
 
-    def _run(self) -> None:
+    def _run(self, _lock: Handle) -> None:
         while self._is_wanted():
             try:
                 self.serve()
@@ -233,11 +241,11 @@ class _Process:
 
     def begin(self) -> None:
         self.guard = threading.Lock()
-        self.locks: dict[Handle, _Locks] = {}
-        self.news: dict[Handle, _News] = {}
+        self.locks: weakref.WeakKeyDictionary[Handle, _Locks] = weakref.WeakKeyDictionary()
+        self.news: weakref.WeakKeyDictionary[Handle, _News] = weakref.WeakKeyDictionary()
 
     def become_child(self) -> None:
-        for lock in self.locks:
+        for lock in list(self.locks):
             lock.queued = False
         self.begin()
 

@@ -7,8 +7,9 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +507,31 @@ def test_where_no_thread_is_to_be_had_who_waits_is_told_and_nobody_after_that_is
             await asyncio.wait_for(second, delays.LONG)
 
     run(main)
+
+
+def test_a_lock_for_which_tasks_have_waited_goes_with_its_object() -> None:
+    async def main() -> None:
+        bed = Bed()
+        async with held_by_another_task(bed) as go:
+            waits = [asyncio.create_task(bed.work()), asyncio.create_task(wait_for_calls(bed))]
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.wait(waits)
+        kept.append(weakref.ref(native.lock_of(bed)))
+
+    async def wait_for_calls(bed: Bed) -> None:
+        async with bed:
+            with suppress(LockTimeout):
+                await aio.wait_for(bed, lambda: False, delays.SHORT)
+
+    kept: list[weakref.ref[Any]] = []
+    run(main)
+
+    def gone() -> bool:
+        gc.collect()
+        return kept[0]() is None
+
+    states.wait_until(gone, "nobody has it any more")
 
 
 def try_once(link: procs.Link, bed: Bed) -> None:
