@@ -80,6 +80,7 @@ class Shared(_Half):
 
         def _place(self) -> Cell: ...
         def _teller(self) -> Callable[[], None]: ...
+        def _release(self, claim: claims.Claim) -> None: ...
         def _hold(self) -> claims.Claim | None: ...
         def _hold_of(self, caller: claims.Caller) -> claims.Claim | None: ...
         def _take(
@@ -131,11 +132,13 @@ class Shared(_Half):
         return bool(since) and time.monotonic_ns() - since >= _HANDOFF_AGE
 
     def _task_give(self) -> None:
-        """One level of the running task's is given back."""
+        """One level is given back, by the task; or by whoever unwinds one that is gone."""
         claim = self._hold_of(claims.this_caller())
         if claim is None or claim.task is None:
-            self._not_owner()
-        self.release()
+            claim = self._owners.get(0)
+            if claim is None or claim.dead or claim.leaving or not claim.is_abandoned():
+                self._not_owner()
+        self._release(claim)
 
     def _task_deepen(self, levels: int, /) -> None:
         claim = self._hold()

@@ -181,13 +181,17 @@ class Claim:
 
     def owner_task(self) -> Any:
         """The task that has it, if one has and lives; one that is gone has died."""
-        if self.task is None:
-            return None
-        task = self.task()
-        if task is None or task.done() or task.get_loop().is_closed():
+        if self.is_abandoned():
             self.die()
             return None
-        return task
+        return self.task() if self.task is not None else None
+
+    def is_abandoned(self) -> bool:
+        """Has a task had it to its end, or to that of its loop?"""
+        if self.task is None:
+            return False
+        task = self.task()
+        return task is None or task.done() or task.get_loop().is_closed()
 
     def die(self) -> None:
         """Its thread or task has ended."""

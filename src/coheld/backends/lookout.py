@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -58,15 +59,21 @@ class Turn:
 
 
 class _Lookout:
-    """A queue of turns, and the thread that serves it while there are any."""
+    """A queue of turns, and the thread that serves it while there are any.  Those keep the lock, and it does not."""
 
     def __init__(self, lock: Handle) -> None:
-        self.lock = lock
+        self.reference = weakref.ref(lock)
         self.guard = threading.Lock()
         self.turns: deque[Turn] = deque()
         self.waiting = 0
         self.stop = bytearray(1)
         self.running = False
+
+    @property
+    def lock(self) -> Handle:
+        found = self.reference()
+        assert found is not None
+        return found
 
     async def wait(self, key: Any, deadline: float, reads: bool = False) -> Any:
         """How it was granted by the deadline, a time.monotonic(); False: it was not."""
@@ -85,11 +92,12 @@ class _Lookout:
 
     def enter(self, turn: Turn) -> None:
         with self.guard:
+            if not self.running:  # first: where no thread is to be had, nobody waits
+                name = f"coheld {self.lock.label}"
+                threading.Thread(target=self._run, args=(self.lock,), name=name, daemon=True).start()
+                self.running = True
             self.turns.append(turn)
             self.count(1)
-            if not self.running:
-                self.running = True
-                threading.Thread(target=self._run, name=f"coheld {self.lock.label}", daemon=True).start()
 
     def withdraw(self, turn: Turn) -> bool:
         """False: it was settled before."""
@@ -98,7 +106,7 @@ class _Lookout:
                 return False
             turn.waits = False
             self.count(-1)
-        if not self.waiting:
+        if self.stop[0]:
             self.lock._nudge()
         return True
 
@@ -111,7 +119,7 @@ class _Lookout:
         if self.withdraw(turn):
             turn.settle()
 
-    def _run(self) -> None:
+    def _run(self, _lock: Handle) -> None:
         while self._is_wanted():
             try:
                 self.serve()
@@ -144,27 +152,40 @@ class _Lookout:
 
 
 class _Locks(_Lookout):
-    """Waits for the lock."""
+    """Waits for the lock.  reads: what for, now."""
+
+    reads = False
 
     def count(self, more: int) -> None:
         super().count(more)
         self.lock.queued = self.waiting > 0  # a newcomer does not pass them
+        first = self._first()
+        self.stop[0] = first is None or first.reads > self.reads  # nobody keeps readers out who does not wait any more
 
     def serve(self) -> None:
         reads = self._next_reads()
         if self.lock._wait_turn(self.stop, reads) and (turn := self._granted(reads)) and not turn.tell():
             self.refuse(turn)
 
+    def _first(self) -> Turn | None:
+        """Under the guard: of those who wait."""
+        while self.turns and not self.turns[0].waits:
+            self.turns.popleft()
+        return self.turns[0] if self.turns else None
+
     def _next_reads(self) -> bool:
         with self.guard:
-            return next((turn.reads for turn in self.turns if turn.waits), False)
+            first = self._first()
+            self.reads = first is not None and first.reads
+            self.count(0)
+            return self.reads
 
     def _granted(self, reads: bool) -> Turn | None:
         """The first has it; None: there is none, or another is the first by now, and waits for something else."""
         with self.guard:
-            while self.turns and not self.turns[0].waits:
-                self.turns.popleft()
-            turn = self.turns[0] if self.turns and self.turns[0].reads == reads else None
+            turn = self._first()
+            if turn is not None and turn.reads != reads:
+                turn = None
             kept = False
             try:
                 if turn is not None:
@@ -185,9 +206,10 @@ class _Locks(_Lookout):
         return True
 
     def refuse(self, turn: Turn) -> None:
-        if turn.reads:
-            turn.granted.leave()
-        else:
+        how, turn.granted = turn.granted, False  # once: a task whose loop is closed may still be unwound
+        if turn.reads and how:
+            how.leave()
+        elif how:
             self.lock._task_give()
 
 
@@ -219,12 +241,17 @@ class _Process:
 
     def begin(self) -> None:
         self.guard = threading.Lock()
-        self.locks: dict[Handle, _Locks] = {}
-        self.news: dict[Handle, _News] = {}
+        self.locks: weakref.WeakKeyDictionary[Handle, _Locks] = weakref.WeakKeyDictionary()
+        self.news: weakref.WeakKeyDictionary[Handle, _News] = weakref.WeakKeyDictionary()
+
+    def become_child(self) -> None:
+        for lock in list(self.locks):
+            lock.queued = False
+        self.begin()
 
 
 _process = _Process()
-at_fork(child=_process.begin)
+at_fork(child=_process.become_child)
 
 
 async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False) -> Any:

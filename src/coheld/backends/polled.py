@@ -171,13 +171,17 @@ class Polled(Stateful, Shared, Handle):
         claim = self._hold()
         if claim is None:
             self._not_owner()
+        self._release(claim)
+
+    def _release(self, claim: claims.Claim) -> None:
         if claim.depth > 1:
             claim.depth = claim.cell.depth = claim.depth - 1
         else:
             try:
                 self._commit()
             finally:
-                if self._hold() is not claim:  # what ran in the commit has forked, and this is the child
+                # else what ran in the commit has forked, and this is the child
+                if self._forks != claims.forks() or self._owners.get(0) is not claim:
                     self._not_owner()
                 self._give(claim)
 

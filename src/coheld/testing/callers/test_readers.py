@@ -1,6 +1,7 @@
 """Reading calls: any number together, never with an exclusive one, and nobody stuck whoever is killed."""
 
 import asyncio
+import gc
 import os
 import pickle
 import random
@@ -598,6 +599,50 @@ def test_a_cancelled_reader_leaves_no_trace() -> None:
         await asyncio.Event().wait()
 
     run(main)
+
+
+def test_a_reading_task_does_not_wait_behind_a_writer_that_has_given_up() -> None:
+    device, go = Device(), threading.Event()
+
+    async def main() -> None:
+        writer = asyncio.create_task(device.write_async())
+        await _until_queued(device, 1)
+        reader = asyncio.create_task(device.read_async())
+        await _until_queued(device, 2)
+        writer.cancel()
+        await asyncio.wait_for(reader, delays.LONG)
+
+    thread = in_thread(lambda: device.read(lambda: go.wait(delays.HANG)))
+    try:
+        states.wait_until(lambda: readers_of(device), "it reads")
+        run(main)
+    finally:
+        go.set()
+        thread.join()
+
+
+def test_a_reading_task_whose_loop_is_closed_while_it_waits_is_counted_out_once() -> None:
+    device, go = Device(), threading.Event()
+    writer = in_thread(lambda: device.write(lambda: go.wait(delays.HANG)))
+    states.wait_until(lambda: coheld.holder(device), "it writes")
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(device.read_async())
+    loop.run_until_complete(_until_queued(device, 1))
+    loop.close()
+    go.set()
+    writer.join()
+    native.lock_of(device).acquire()  # behind the turn of the task
+    native.lock_of(device).release()
+
+    def unwound() -> int:
+        nonlocal task
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        del task
+        gc.collect()
+        return readers_of(device)
+
+    assert device.read(unwound) == 1
+    device.write()
 
 
 def test_a_reading_task_times_out() -> None:

@@ -7,8 +7,9 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,37 @@ def test_a_task_whose_loop_is_closed_is_a_dead_owner() -> None:
     assert free(bed)
 
 
+def test_a_turn_of_a_task_whose_loop_is_closed_passes_on(caplog: pytest.LogCaptureFixture) -> None:
+    bed, held, go = Bed(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with bed:
+            held.set()
+            go.wait(delays.HANG)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(delays.HANG)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(bed.work(1))
+    loop.run_until_complete(asyncio.sleep(delays.TICK))
+    loop.close()
+
+    async def main() -> None:
+        second = asyncio.create_task(bed.work(2))
+        await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.wait_for(second, delays.LONG) == 2
+
+    run(main)
+    thread.join()
+    assert bed.order == [2] and "died" not in caplog.text
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    del task
+    gc.collect()
+    assert free(bed)
+
+
 def hold_in_a_task(link: procs.Link, bed: Bed) -> None:
     async def main() -> None:
         async with bed:
@@ -452,6 +484,79 @@ def test_the_loop_goes_on_while_another_has_it() -> None:
         go.set()
         await waiter
         await asyncio.to_thread(thread.join)
+
+    run(main)
+
+
+def test_where_no_thread_is_to_be_had_who_waits_is_told_and_nobody_after_that_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        bed = Bed()
+        async with held_by_another_task(bed) as go:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(RuntimeError, match="new thread"):
+                    await bed.work()
+            second = asyncio.create_task(bed.work(2))
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.wait_for(second, delays.LONG)
+
+    run(main)
+
+
+def test_a_lock_for_which_tasks_have_waited_goes_with_its_object() -> None:
+    async def main() -> None:
+        bed = Bed()
+        async with held_by_another_task(bed) as go:
+            waits = [asyncio.create_task(bed.work()), asyncio.create_task(wait_for_calls(bed))]
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.wait(waits)
+        kept.append(weakref.ref(native.lock_of(bed)))
+
+    async def wait_for_calls(bed: Bed) -> None:
+        async with bed:
+            with suppress(LockTimeout):
+                await aio.wait_for(bed, lambda: False, delays.SHORT)
+
+    kept: list[weakref.ref[Any]] = []
+    run(main)
+
+    def gone() -> bool:
+        gc.collect()
+        return kept[0]() is None
+
+    states.wait_until(gone, "nobody has it any more")
+
+
+def try_once(link: procs.Link, bed: Bed) -> None:
+    link.wait_for("free")
+
+    async def main() -> None:
+        link.say(await aio.acquire(bed, 0))
+        bed.release()
+
+    thread = threading.Thread(target=run, args=(main,))  # this one has its parent's loop
+    thread.start()
+    thread.join()
+
+
+def test_in_a_forked_child_no_task_of_its_parent_waits() -> None:
+    async def main() -> None:
+        bed = Bed()
+        async with held_by_another_task(bed) as go:
+            waits = asyncio.create_task(bed.work())
+            await asyncio.sleep(0)
+            with procs.start(try_once, bed, method="fork") as child:
+                go.set()
+                await asyncio.wait_for(waits, delays.LONG)
+                child.tell("free")
+                child.expect(True)
 
     run(main)
 
