@@ -136,7 +136,7 @@ def _of_another_kind(path: str, found: int, wanted: int) -> IncompatibleError:
 
 def kind_of(path: str) -> int:
     """Of the file there; 0: it does not say, or there is none."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), os.fdopen(os.open(path, os.O_RDONLY | CAREFULLY), "rb") as file:
         return kind_in(file.read(HEADER_LENGTH))
     return 0
 
