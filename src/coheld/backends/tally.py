@@ -119,12 +119,15 @@ class Tally:
         words = self.words
         return [(words[at], words[at + 1], words[at + 2]) for at in self._used() if words[at + 2]]
 
+    def living(self) -> list[tuple[int, int, int]]:
+        """As counts(), of the processes that live."""
+        return [one for one in self.counts() if start_of(one[0]) == one[1]]
+
     # -- permits -------------------------------------------------------------------------------------------------------
 
     def free(self) -> int:
         """Permits that no living process has, as far as can be seen without the lock."""
-        held = sum(self.words[at + 2] for at in self._used() if self.words[at + 2] and self._lives(at))
-        return max(0, self.head.value - held)
+        return max(0, self.head.value - sum(count for _, _, count in self.living()))
 
     def take(self) -> bool:
         """By the owner of the lock: a permit for this process, if one is free."""

@@ -312,6 +312,15 @@ def test_permits_of_the_dead_come_back_to_who_tries_once() -> None:
     semaphore.release()
 
 
+def test_permits_of_the_dead_are_free_also_before_anybody_asks_for_one() -> None:
+    semaphore = Semaphore(3)
+    with procs.start(keep, semaphore, 2) as dead:
+        dead.expect("have")
+        assert semaphore.free() == 1
+        dead.kill()
+    assert semaphore.free() == 3 and "3 of 3 free" in repr(semaphore)
+
+
 def test_a_killed_waiter_strands_nobody() -> None:
     semaphore = Semaphore(1)
     semaphore.acquire()
