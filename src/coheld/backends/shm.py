@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
-from ..process import at_fork, start_of
+from ..process import at_fork
 from . import beside, files, leaving, register, sweeping
 from .base import Capabilities, Gatekeeping, Handle, gate, known
 
