@@ -602,6 +602,24 @@ def test_who_is_about_to_wait_looks_at_readers_that_come_and_go_in_another_loop(
         thread.join()
 
 
+def test_without_a_task_of_asyncio_it_is_an_error_and_nobody_is_in() -> None:
+    async def main() -> None:
+        device, ended = Device(), asyncio.get_running_loop().create_future()
+
+        def call() -> None:
+            with pytest.raises(RuntimeError, match="task of a running asyncio loop"):
+                device.read_async().send(None)
+            ended.set_result(None)
+
+        asyncio.get_running_loop().call_soon(call)
+        await ended
+        assert readers_of(device) == 0
+
+    run(main)
+    with pytest.raises(RuntimeError, match="task of a running asyncio loop"):
+        Device().read_async().send(None)
+
+
 def test_a_cancelled_reader_leaves_no_trace() -> None:
     async def main() -> None:
         for awaits in range(8):

@@ -455,6 +455,13 @@ def test_tasks_take_permits_in_their_order() -> None:
     run(main)
 
 
+def test_without_a_task_of_asyncio_it_is_an_error_also_where_a_permit_is_free() -> None:
+    semaphore = Semaphore(1)
+    with pytest.raises(RuntimeError, match="task of a running asyncio loop"):
+        aio.acquire(semaphore).send(None)
+    assert semaphore.free() == 1
+
+
 def test_a_task_waits_without_blocking_the_loop() -> None:
     async def main() -> None:
         semaphore = Semaphore(1)
