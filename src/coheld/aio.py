@@ -186,6 +186,7 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
 
 
 async def _take_permit(semaphore: Any, deadline: float) -> bool:
+    semaphore._check_initialized()
     patient = deadline > monotonic()
     counts, gate = semaphore._counts, semaphore._gate_lock
     if tasking.current_task() is None:

@@ -165,6 +165,15 @@ def test_without_init_it_says_so() -> None:
         Hasty().acquire()
     with pytest.raises(coheld.NotInitializedError):
         Hasty().release()
+    with pytest.raises(coheld.NotInitializedError):
+        Hasty().free()
+
+    async def main() -> None:
+        for timeout in (None, 0):
+            with pytest.raises(coheld.NotInitializedError):
+                await aio.acquire(Hasty(), timeout)
+
+    run(main)
 
 
 def test_ten_thousand_permits() -> None:
