@@ -7,7 +7,7 @@ coheld waits in the stead of all tasks of the process that wait for it.
 from __future__ import annotations
 
 import functools
-from asyncio import CancelledError, current_task
+from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -107,7 +107,9 @@ def locked(
 
 def _reading(fn: Any, label: bytes, seconds: float) -> Any:
     async def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        lock, task = native.lock_of(self), current_task()
+        lock, task = native.lock_of(self), tasking.current_task()
+        if task is None:
+            lock._no_task()
         how = await _read(lock, self, label, FOREVER if seconds == FOREVER else monotonic() + seconds)
         if how is None:
             lock._timed_out(seconds)
@@ -184,8 +186,11 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
 
 
 async def _take_permit(semaphore: Any, deadline: float) -> bool:
+    semaphore._check_initialized()
     patient = deadline > monotonic()
     counts, gate = semaphore._counts, semaphore._gate_lock
+    if tasking.current_task() is None:
+        gate._no_task()
     if (not patient or counts._idle()) and counts._try() is None:
         return True
     if not patient or not await _take(gate, semaphore, b"", deadline):

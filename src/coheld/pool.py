@@ -91,15 +91,12 @@ class _Ledger(Lockable):
 
     def bury(self) -> None:
         """By the owner: what dead processes had or waited for is nobody's."""
-        alive = {who: start_of(who[0]) == who[1] for who in {(one.pid, one.start) for one in self._all()}}
+        alive = {(one.pid, one.start): _lives(one) for one in (*self.leases.values(), *self.queue)}
         if all(alive.values()):
             return
         for key in [key for key, one in self.leases.items() if not alive[one.pid, one.start]]:
             del self.leases[key]
         self.queue[:] = [one for one in self.queue if alive[one.pid, one.start]]
-
-    def _all(self) -> list[_Lease | _Request]:
-        return [*self.leases.values(), *self.queue]
 
     def steps(self, number: int, deadline: float) -> waiting.Steps[str]:
         """By the owner: what the request has got. Raises: LockTimeout: nothing, by the deadline."""
@@ -113,6 +110,11 @@ class _Ledger(Lockable):
             with suppress(LockTimeout):
                 yield from lock._wait_steps(self, lambda: self.fitting(number), min(left, _SLICE))
         return key
+
+
+def _lives(one: _Lease | _Request) -> bool:
+    """Does its process?"""
+    return start_of(one.pid) == one.start
 
 
 def _me() -> tuple[int, int]:
@@ -191,7 +193,8 @@ class Pool(Generic[R]):
 
     def free(self) -> list[R]:
         """Those that nobody has; a look without a lock, so it may be a moment old. Never blocks."""
-        leased = snapshot(self._ledger).leases
+        leases = snapshot(self._ledger).leases
+        leased = {key for key, lease in leases.items() if _lives(lease)}
         return [resource for key, resource in self._resources.items() if key not in leased]
 
     def __repr__(self) -> str:

@@ -73,6 +73,7 @@ class Semaphore(native.SemaphoreBase):
 
     def free(self) -> int:
         """How many permits nobody holds; a look without a lock, so it may be a moment old. Never blocks."""
+        self._check_initialized()
         if self._lock.readers is None:
             self._counts._open()
         free: int = self._lock.readers.free()

@@ -220,7 +220,10 @@ class Permit(Counted):
             self.bench.work(role)
 
     def left(self) -> bool:
-        return self.semaphore.free() != 1
+        got = [self.semaphore.acquire(blocking=False) for _ in range(2)]
+        if any(got):
+            self.semaphore.release(sum(got))
+        return got != [True, False] or self.semaphore.free() != 1
 
 
 class Rent(Counted):

@@ -258,7 +258,7 @@ class Handle(Monitor, Tasking, _Half):
 
     def _readers(self) -> str:
         """Who is in a reading call now, as messages say it."""
-        counts = self.readers.counts() if self.readers is not None else []
+        counts = self.readers.living() if self.readers is not None else []
         return ", ".join(f"process {pid}" + (f" ({count} times)" if count > 1 else "") for pid, _, count in counts[:5])
 
     def _open_register(self, value: int = 0) -> None:

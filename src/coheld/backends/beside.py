@@ -24,7 +24,7 @@ from . import files
 MAGIC = b"\x93coheldR"
 _HEAD = struct.Struct("=8sIIQQ36s12xQQIIII16x")
 HEAD_SIZE = _HEAD.size
-FREE_AT, ROOM_AT = 88, 100
+ROOM_AT = 100
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Shared(_Half):
 
     def _held_by(self) -> list[tuple[int, int, int]]:
         found = beside.existing(Tally, self.segment, self.offset)
-        return found.counts() if found is not None and found.busy() else []
+        return found.living() if found else []
 
     def _thread_reads(self, obj: object, method: str, timeout: float | None, /) -> Any:
         """How the calling thread is in, by a call of its own; None: not within the time."""

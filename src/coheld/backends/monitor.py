@@ -85,7 +85,7 @@ class Monitor(_Half):
         return waiting.run(self._wait_steps(obj, predicate, timeout), self)
 
     def _wait_steps(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> waiting.Steps[T]:
-        deadline = waiting.FOREVER if timeout is None else monotonic() + max(timeout, 0)
+        deadline = monotonic() + waiting.seconds_of(timeout)
         atomic = self.atomic  # others begin at 0 meanwhile, and so does who takes the lock back
         try:
             return (yield from waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True))

@@ -47,6 +47,8 @@ class Permits:
         try:
             if register.take():
                 return None
+            if self._mutex._record()[0] > 1:  # in a signal's handler, which came in the middle of one of these
+                return int(self._mutex._place().epoch)
             return self._mutex._suspend(False)
         finally:
             if self._mutex._mine():

@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from .. import native
+from ..process import start_of
 from . import files
-from .beside import FREE_AT, HEAD_SIZE, ROOM_AT, Head, room
+from .beside import HEAD_SIZE, ROOM_AT, Head, room
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -52,10 +53,13 @@ class Register(native.Register):
         with suppress(FileNotFoundError):
             os.unlink(self.path)
 
+    def living(self) -> list[tuple[int, int, int]]:
+        """As counts(), of the processes that live."""
+        return [one for one in self.counts() if start_of(one[0]) == one[1]]
+
     def free(self) -> int:
-        """Permits that nobody has, as far as can be seen without the lock."""
-        found: int = struct.unpack_from("=Q", self.segment, FREE_AT)[0]
-        return found
+        """Permits that no living process has, as far as can be seen without the lock."""
+        return max(0, self.head.value - sum(count for _, _, count in self.living()))
 
 
 _SPAN = HEAD_SIZE + _MOST * Register.ENTRANT

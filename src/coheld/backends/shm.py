@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
-from ..process import at_fork, start_of
+from ..process import at_fork
 from . import beside, files, leaving, register, sweeping
 from .base import Capabilities, Gatekeeping, Handle, gate, known
 
@@ -60,7 +60,7 @@ class Mutex(Handle, native.Mutex):
 
     def _held_by(self) -> list[tuple[int, int, int]]:
         found = beside.existing(register.Register, self.segment, self.offset)
-        return [one for one in found.counts() if start_of(one[0]) == one[1]] if found else []
+        return found.living() if found else []
 
 
 class Gate(Gatekeeping, Mutex):

@@ -119,26 +119,36 @@ class Tally:
         words = self.words
         return [(words[at], words[at + 1], words[at + 2]) for at in self._used() if words[at + 2]]
 
+    def living(self) -> list[tuple[int, int, int]]:
+        """As counts(), of the processes that live."""
+        return [one for one in self.counts() if start_of(one[0]) == one[1]]
+
     # -- permits -------------------------------------------------------------------------------------------------------
 
     def free(self) -> int:
         """Permits that no living process has, as far as can be seen without the lock."""
-        held = sum(self.words[at + 2] for at in self._used() if self.words[at + 2] and self._lives(at))
-        return max(0, self.head.value - held)
+        return max(0, self.head.value - sum(count for _, _, count in self.living()))
+
+    # A signal's handler may take one, or give one back, in the middle of these: but not between a last look and the
+    # store after it, see stateful.py.
 
     def take(self) -> bool:
         """By the owner of the lock: a permit for this process, if one is free."""
-        if not self.free():
-            return False
-        self._change(self._claim(), 1)
-        return True
+        at, words = self._claim(), self.words
+        while True:
+            held = words[at + 2]
+            if not self.free():
+                return False
+            if words[at + 2] == held:
+                words[at + 2] = held + 1
+                return True
 
     def give(self, count: int) -> int:
         """By the owner of the lock: so many back, if it has them. How many it had."""
-        at = self._mine if self._own() >= 0 else self._find()
-        held = self.words[at + 2] if at >= 0 else 0
+        at, words = self._mine if self._own() >= 0 else self._find(), self.words
+        held = words[at + 2] if at >= 0 else 0
         if held >= count:
-            self._change(at, -count)
+            words[at + 2] = held - count
         return held
 
     def unlink(self) -> None:

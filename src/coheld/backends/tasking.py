@@ -78,11 +78,14 @@ class Tasking(_Half):
                 "one exclusive as well",
                 resource=self.label,
             )
-        here = current_task()
-        readers = [task for task in list(reading.get(self, ())) if here and task.get_loop() is here.get_loop()]
-        if readers:
+        here, readers = current_task(), reading.get(self)
+        if here is None or readers is None:
+            return False
+        tasks = [reference() for reference in readers.keyrefs()]  # in one step: those of other loops come and go
+        stuck = next((task for task in tasks if task is not None and task.get_loop() is here.get_loop()), None)
+        if stuck is not None:
             raise DeadlockError(
-                f"{self.label}: task {readers[0].get_name()!r} of this thread's loop is in a reading call, and cannot "
+                f"{self.label}: task {stuck.get_name()!r} of this thread's loop is in a reading call, and cannot "
                 "go on while this call blocks the loop: use an async method, or call it by asyncio.to_thread",
                 resource=self.label,
             )

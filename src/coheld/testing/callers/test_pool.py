@@ -220,6 +220,7 @@ def test_leases_of_the_dead_come_back_to_who_waits() -> None:
     with procs.start(take, pool, "a") as dead:
         dead.expect("a")
         dead.kill()
+    assert pool.free() == ["a", "b"]
     with pool.lease(timeout=0, where=lambda one: one == "a"):
         pass
 

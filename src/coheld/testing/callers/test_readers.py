@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -572,6 +573,51 @@ def test_a_sync_call_that_would_block_the_loop_of_a_reading_task_says_so() -> No
         device.write()
 
     run(main)
+
+
+def test_who_is_about_to_wait_looks_at_readers_that_come_and_go_in_another_loop() -> None:
+    device, done = Device(), threading.Event()
+
+    async def read() -> None:
+        go = asyncio.Event()
+        many = [asyncio.create_task(device.read_async(go.wait)) for _ in range(2000)]
+        while not done.is_set():
+            await asyncio.gather(*(device.read_async() for _ in range(10)))
+        go.set()
+        await asyncio.gather(*many)
+
+    async def look() -> None:
+        for _ in range(300):
+            native.lock_of(device)._reads_itself(False)  # which raises nothing
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread = in_thread(lambda: run(read))
+    try:
+        states.wait_until(lambda: readers_of(device) >= 2000, "they read")
+        run(look)
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        thread.join()
+
+
+def test_without_a_task_of_asyncio_it_is_an_error_and_nobody_is_in() -> None:
+    async def main() -> None:
+        device, ended = Device(), asyncio.get_running_loop().create_future()
+
+        def call() -> None:
+            with pytest.raises(RuntimeError, match="task of a running asyncio loop"):
+                device.read_async().send(None)
+            ended.set_result(None)
+
+        asyncio.get_running_loop().call_soon(call)
+        await ended
+        assert readers_of(device) == 0
+
+    run(main)
+    with pytest.raises(RuntimeError, match="task of a running asyncio loop"):
+        Device().read_async().send(None)
 
 
 def test_a_cancelled_reader_leaves_no_trace() -> None:

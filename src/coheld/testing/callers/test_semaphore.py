@@ -165,6 +165,15 @@ def test_without_init_it_says_so() -> None:
         Hasty().acquire()
     with pytest.raises(coheld.NotInitializedError):
         Hasty().release()
+    with pytest.raises(coheld.NotInitializedError):
+        Hasty().free()
+
+    async def main() -> None:
+        for timeout in (None, 0):
+            with pytest.raises(coheld.NotInitializedError):
+                await aio.acquire(Hasty(), timeout)
+
+    run(main)
 
 
 def test_ten_thousand_permits() -> None:
@@ -312,6 +321,15 @@ def test_permits_of_the_dead_come_back_to_who_tries_once() -> None:
     semaphore.release()
 
 
+def test_permits_of_the_dead_are_free_also_before_anybody_asks_for_one() -> None:
+    semaphore = Semaphore(3)
+    with procs.start(keep, semaphore, 2) as dead:
+        dead.expect("have")
+        assert semaphore.free() == 1
+        dead.kill()
+    assert semaphore.free() == 3 and "3 of 3 free" in repr(semaphore)
+
+
 def test_a_killed_waiter_strands_nobody() -> None:
     semaphore = Semaphore(1)
     semaphore.acquire()
@@ -444,6 +462,13 @@ def test_tasks_take_permits_in_their_order() -> None:
         assert order == sorted(order) and semaphore.free() == 3
 
     run(main)
+
+
+def test_without_a_task_of_asyncio_it_is_an_error_also_where_a_permit_is_free() -> None:
+    semaphore = Semaphore(1)
+    with pytest.raises(RuntimeError, match="task of a running asyncio loop"):
+        aio.acquire(semaphore).send(None)
+    assert semaphore.free() == 1
 
 
 def test_a_task_waits_without_blocking_the_loop() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -293,9 +294,9 @@ def test_wait_for_sees_own_changes_before_it_waits() -> None:
 def test_wait_for_times_out_with_the_lock_held() -> None:
     shelf = Shelf()
     with shelf, shelf:
-        for timeout in (delays.SHORT, 0, -1):
+        for timeout in (delays.SHORT, 0, -1, Decimal(0)):
             with pytest.raises(LockTimeout):
-                coheld.wait_for(shelf, lambda: shelf.items, timeout=timeout)
+                coheld.wait_for(shelf, lambda: shelf.items, timeout=timeout)  # type: ignore[arg-type]
             assert coheld.holder(shelf).depth == 2  # type: ignore[union-attr]
     with pytest.raises(TypeError), shelf:
         coheld.wait_for(shelf, lambda: True, timeout="1")  # type: ignore[arg-type]
