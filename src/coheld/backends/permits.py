@@ -48,7 +48,7 @@ class Permits:
                 return None
             if self._mutex._record()[0] > 1:  # in a signal's handler, which came in the middle of one of these
                 return int(self._mutex._place().epoch)
-            return self._mutex._suspend(False)
+            return int(self._mutex._suspend(False))
         finally:
             if self._mutex._mine():
                 self._mutex.release()
