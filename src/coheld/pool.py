@@ -91,7 +91,8 @@ class _Ledger(Lockable):
 
     def bury(self) -> None:
         """By the owner: what dead processes had or waited for is nobody's."""
-        alive = {(one.pid, one.start): _lives(one) for one in (*self.leases.values(), *self.queue)}
+        everybody: list[_Lease | _Request] = [*self.leases.values(), *self.queue]
+        alive = {(one.pid, one.start): _lives(one) for one in everybody}
         if all(alive.values()):
             return
         for key in [key for key, one in self.leases.items() if not alive[one.pid, one.start]]:

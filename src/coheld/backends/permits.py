@@ -9,6 +9,7 @@ from typing import Any
 from .. import waiting
 from ..errors import LockTimeout
 from .base import Handle
+from .polled import Polled
 
 _MOMENTS = 0.1
 """Who tries once waits so long for the lock of the register, which all have for moments, seconds."""
@@ -17,7 +18,7 @@ _MOMENTS = 0.1
 class Permits:
     """Of one semaphore.  mutex: guards the register.  gate: held by the one that waits for a permit."""
 
-    def __init__(self, mutex: Handle, gate: Handle, value: int) -> None:
+    def __init__(self, mutex: Polled, gate: Handle, value: int) -> None:
         self._mutex, self._gate, self._value = mutex, gate, value
 
     def _enter(self, deadline: float) -> Any:
