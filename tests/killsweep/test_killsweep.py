@@ -44,7 +44,7 @@ def sound(report: Any) -> None:
 @pytest.mark.parametrize("scene", ["alone", "waiter", "newcomer"])
 def test_killed_at_every_instruction_of_the_lock(scene: str, rng: random.Random) -> None:
     body = ["--body"] if FULL or scene == "alone" else []
-    sound(sweep(rng, "--scene", scene, "--others", "1000" if FULL else "120", *body))
+    sound(sweep(rng, "--scene", scene, "--others", "1000" if FULL else str(effort.rounds(120)), *body))
 
 
 SAMPLED = [
@@ -61,7 +61,7 @@ SAMPLED = [
 @pytest.mark.hang_limit(1800)
 @pytest.mark.parametrize(("scene", "subject"), SAMPLED)
 def test_killed_in_other_scenes(scene: str, subject: str, rng: random.Random) -> None:
-    much = ["--share", "1", "--others", "1000"] if FULL else ["--share", "0.3", "--others", "40"]
+    much = ["--share", "1", "--others", "1000"] if FULL else ["--share", f"{0.3 / effort.STRIDE:g}", "--others", str(effort.rounds(40))]
     sound(sweep(rng, "--scene", scene, "--subject", subject, *much))
 
 
