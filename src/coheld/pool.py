@@ -126,7 +126,7 @@ def _me() -> tuple[int, int]:
 def _surely(act: Callable[[], None]) -> None:
     """act(), and again where an interrupt has broken it off, which is raised after that: nothing is lost by that."""
     interrupted: BaseException | None = None
-    while True:
+    for _ in range(100):  # what raises each time is no interrupt
         try:
             act()
             break
@@ -163,6 +163,8 @@ class Pool(Generic[R]):
 
     def __init__(self, resources: Iterable[R], name: str | None = None) -> None:
         self._resources: dict[str, R] = {}
+        if isinstance(resources, str | bytes):
+            raise TypeError("a pool takes several resources, as a list: [name]")
         for resource in resources:
             key = _key_of(resource)
             if key in self._resources:

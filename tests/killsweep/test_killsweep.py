@@ -61,7 +61,11 @@ SAMPLED = [
 @pytest.mark.hang_limit(1800)
 @pytest.mark.parametrize(("scene", "subject"), SAMPLED)
 def test_killed_in_other_scenes(scene: str, subject: str, rng: random.Random) -> None:
-    much = ["--share", "1", "--others", "1000"] if FULL else ["--share", f"{0.3 / effort.STRIDE:g}", "--others", str(effort.rounds(40))]
+    much = (
+        ["--share", "1", "--others", "1000"]
+        if FULL
+        else ["--share", f"{0.3 / effort.STRIDE:g}", "--others", str(effort.rounds(40))]
+    )
     sound(sweep(rng, "--scene", scene, "--subject", subject, *much))
 
 

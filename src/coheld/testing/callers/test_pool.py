@@ -110,6 +110,8 @@ def test_bad_arguments() -> None:
         pool.lease(where=lambda _: False)
     with pytest.raises(TypeError, match="at least one"):
         Pool([])
+    with pytest.raises(TypeError, match="as a list"):
+        Pool("gpu-0")
     with pytest.raises(ValueError, match="two resources of a pool are named"):
         Pool(["a", "a"])
     with pytest.raises(TypeError, match="what names"):
