@@ -287,7 +287,7 @@ static PyMethodDef semaphore_methods[] = {
      "acquire(blocking=True, timeout=None)\n--\n\n"
      "Take a permit; True if this process has one more now, False if none was to be had.\n\n"
      "Blocks the calling thread for at most timeout seconds (None: for ever; zero or less: tries once), on the\n"
-     "monotonic clock; with blocking=False it tries once and timeout is not looked at. Who waits longer goes first.\n"
+     "monotonic clock; with blocking=False it tries once and timeout is not looked at. Those who wait have their turn.\n"
      "A signal's handler runs at once; if it raises, no permit was taken."},
     {"release", (PyCFunction)(void (*)(void))semaphore_release, METH_VARARGS | METH_KEYWORDS,
      "release(n=1)\n--\n\n"

@@ -118,7 +118,7 @@ class SemaphoreBase:
         """Take a permit; True if this process has one more now, False if none was to be had.
 
         Blocks the calling thread for at most timeout seconds (None: for ever; zero or less: tries once), on the
-        monotonic clock; with blocking=False it tries once and timeout is not looked at. Who waits longer goes first.
+        monotonic clock; with blocking=False it tries once and timeout is not looked at. Those who wait have their turn.
         A signal's handler runs at once; if it raises, no permit was taken.
         """
         wait = patience(blocking, timeout) if block is _MISSING else patience(block, timeout)

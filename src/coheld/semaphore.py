@@ -19,8 +19,8 @@ class Semaphore(native.SemaphoreBase):
 
     A permit belongs to the process that took it: any thread or task of it may give it back, and a forked child holds
     none. When a process ends, however it ends, its permits are free again within 50 ms for those who wait. Without a
-    name it reaches other processes by fork, spawn or pickle; with one any process of this user finds it. Whoever has
-    waited longest goes first.
+    name it reaches other processes by fork, spawn or pickle; with one any process of this user finds it. Those who
+    wait have their turn about in the order in which they came.
 
     ``with semaphore:``, ``async with semaphore:``, acquire and release; coheld.aio.acquire for a task, with a time-out.
 

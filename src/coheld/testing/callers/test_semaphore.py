@@ -18,7 +18,6 @@ import pytest
 import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio
 from coheld.mutex import remove
-from coheld.testing.contract.observe import CAPABILITIES
 from coheld.testing.support import delays, effort, procs, states
 
 
@@ -275,25 +274,24 @@ def test_its_files_go_with_it(coheld_dir: Path) -> None:
 # ---- order, death, fork ----------------------------------------------------------------------------------------------
 
 
-def test_who_waits_longest_goes_first_where_that_is_declared() -> None:
+def test_all_who_wait_have_their_turn_one_at_a_time() -> None:
     semaphore = Semaphore(1)
     semaphore.acquire()
     with ExitStack() as running:
         workers = []
         for _ in range(5):
-            workers.append(running.enter_context(procs.start(queue, semaphore)))
+            workers.append(running.enter_context(procs.start(take_a_turn, semaphore)))
             workers[-1].wait_until_blocked()
         semaphore.release()
-        if CAPABILITIES.handoff_bound is None:
-            for worker in workers:
-                worker.tell("give")
         for worker in workers:
-            worker.expect("got")
-            if CAPABILITIES.handoff_bound is not None:
-                assert semaphore.free() == 0
-                worker.tell("give")
-            worker.end()
+            assert worker.result() == 0
     assert semaphore.free() == 1
+
+
+def take_a_turn(link: procs.Link, semaphore: Semaphore) -> int:
+    """How many permits were free meanwhile."""
+    with semaphore:
+        return semaphore.free()
 
 
 def test_permits_of_the_dead_come_back_to_who_waits() -> None:
