@@ -38,9 +38,13 @@ static int permits_enter(Semaphore *s, uint64_t deadline) {
     int rc = mutex_acquire(s->mutex, NULL, &no_label, wait);
     if (rc <= 0) return rc;
     Cell *c = cell_of(s->mutex);
-    if (UNLIKELY(!s->mutex->readers) && call_hook(s, "_open_register", NULL) < 0) {
-        permits_leave(c, 0);
-        return -1;
+    if (UNLIKELY(!s->mutex->readers)) {
+        int opened = call_hook(s, "_open_register", NULL) >= 0;
+        if (opened && !still_mine(c)) opened = call_hook(s->mutex, "_not_owner", NULL) >= 0; /* it has forked: the child */
+        if (!opened) {
+            permits_leave(c, 0);
+            return -1;
+        }
     }
     if (UNLIKELY(LOAD(&c->flags) & RECOVERING)) {
         register_recount(s->mutex->readers);
@@ -53,14 +57,10 @@ static int permits_enter(Semaphore *s, uint64_t deadline) {
  * runs while the file grows may take the last permit. */
 static int permit_grab(Semaphore *s) {
     Register *r = s->mutex->readers;
-    if (UNLIKELY(!register_mine(r))) {
-        int rc = register_claim(r);
-        if (rc && call_hook(r, "grow", NULL) < 0) return -1;
-        if (rc && register_claim(r)) return PyErr_SetFromErrno(PyExc_OSError), -1;
-    }
+    Entrant *e = entrant_of(s->mutex, cell_of(s->mutex), r);
+    if (UNLIKELY(!e)) return -1;
     if (UNLIKELY(!r->table->free)) register_reap(r);
     if (!r->table->free) return 0;
-    Entrant *e = register_mine(r);
     r->table->free--;
     STORE(&e->count, LOAD(&e->count) + 1);
     return 1;
@@ -302,17 +302,10 @@ static PyMethodDef semaphore_methods[] = {
     {NULL},
 };
 
-static PyMemberDef semaphore_members[] = {
-    {"_mutex", T_OBJECT, offsetof(Semaphore, mutex), READONLY, "Held for moments by who takes or gives, or None."},
-    {"_gate", T_OBJECT, offsetof(Semaphore, gate), READONLY, "Held by the one that waits, or None."},
-    {NULL},
-};
-
 static PyType_Slot semaphore_slots[] = {
     {Py_tp_doc, "acquire, release and with of Semaphore."},
     {Py_tp_dealloc, semaphore_dealloc},
     {Py_tp_methods, semaphore_methods},
-    {Py_tp_members, semaphore_members},
     {0},
 };
 

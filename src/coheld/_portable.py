@@ -112,8 +112,6 @@ class LockableBase:
 class SemaphoreBase:
     """acquire, release and with of Semaphore."""
 
-    _mutex = _gate = None
-
     def acquire(self, blocking: bool = True, timeout: float | None = None, *, block: bool = _MISSING) -> bool:
         """Take a permit; True if this process has one more now, False if none was to be had.
 

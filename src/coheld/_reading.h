@@ -112,16 +112,25 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
     return rc;
 }
 
+/* By the owner of the mutex: this process's record, claimed if it has none.  NULL: raised; or a signal's handler has forked
+ * in a hook, and this is the child, who owns nothing. */
+static Entrant *entrant_of(Mutex *self, Cell *c, Register *r) {
+    if (LIKELY(register_mine(r) != NULL)) return register_mine(r);
+    for (int grown = 0;; grown = 1) {
+        if (!still_mine(c)) return call_hook(self, "_not_owner", NULL), NULL;
+        errno = register_claim(r);
+        if (!errno) return register_mine(r);
+        if (grown) return PyErr_SetFromErrno(PyExc_OSError), NULL;
+        if (call_hook(r, "grow", NULL) < 0) return NULL;
+    }
+}
+
 /* By the owner of the mutex: this process has one reader more.  The register; NULL: raised. */
 static Register *read_from_now_on(Mutex *self, Cell *c) {
     Register *r = mutex_register(self);
-    if (!r) return NULL;
-    if (!register_mine(r)) {
-        int rc = register_claim(r);
-        if (rc && call_hook(r, "grow", NULL) < 0) return NULL;
-        if (rc && register_claim(r)) return PyErr_SetFromErrno(PyExc_OSError), NULL;
-    }
-    reader_in(register_mine(r));
+    Entrant *e = r ? entrant_of(self, c, r) : NULL;
+    if (!e) return NULL;
+    reader_in(e);
     flags_up(c, READERS);
     return r;
 }
