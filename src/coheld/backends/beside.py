@@ -15,10 +15,11 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import native
 from ..errors import IncompatibleError
+from ..process import start_of
 from . import files
 
 MAGIC = b"\x93coheldR"
@@ -42,6 +43,30 @@ class Head:
     def pack(self) -> bytes:
         who = self.device, self.inode, self.boot
         return _HEAD.pack(MAGIC, native.LAYOUT_VERSION, self.entrant, *who, self.value, self.value, 0, self.room, 0, 0)
+
+
+class Counting:
+    """What every register says: Register and Tally have counts(), path and head, and this."""
+
+    path: str
+    head: Head
+
+    if TYPE_CHECKING:
+
+        def counts(self) -> list[tuple[int, int, int]]: ...
+
+    def living(self) -> list[tuple[int, int, int]]:
+        """As counts(), of the processes that live."""
+        return [one for one in self.counts() if start_of(one[0]) == one[1]]
+
+    def free(self) -> int:
+        """Permits that no living process has, as far as can be seen without the lock."""
+        return max(0, self.head.value - sum(count for _, _, count in self.living()))
+
+    def unlink(self) -> None:
+        """What cannot be removed, as on Windows while others map it, stays for the next sweep."""
+        with suppress(OSError):
+            os.unlink(self.path)
 
 
 K = TypeVar("K")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from contextlib import suppress
 from typing import Any, ClassVar
 
 from .. import native
-from ..process import start_of
 from . import files
-from .beside import HEAD_SIZE, ROOM_AT, Head, room
+from .beside import HEAD_SIZE, ROOM_AT, Counting, Head, room
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -19,14 +17,12 @@ _MOST = 1 << 14
 """Processes that may be in at once: so much address space is mapped; the file is as long as it has to be."""
 
 
-class Register(native.Register):
+class Register(Counting, native.Register):
     """It, mapped."""
 
     ENTRANT: ClassVar[int] = 64
     SIZE: ClassVar[int] = 4096
-    path: str
     segment: Any
-    head: Head
 
     @classmethod
     def mapped(cls, path: str, fd: int, head: Head) -> Register:
@@ -48,18 +44,6 @@ class Register(native.Register):
             struct.pack_into("=I", memoryview(self.segment), ROOM_AT, room(self.ENTRANT, os.fstat(fd).st_size))
         finally:
             os.close(fd)
-
-    def unlink(self) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
-
-    def living(self) -> list[tuple[int, int, int]]:
-        """As counts(), of the processes that live."""
-        return [one for one in self.counts() if start_of(one[0]) == one[1]]
-
-    def free(self) -> int:
-        """Permits that no living process has, as far as can be seen without the lock."""
-        return max(0, self.head.value - sum(count for _, _, count in self.living()))
 
 
 _SPAN = HEAD_SIZE + _MOST * Register.ENTRANT

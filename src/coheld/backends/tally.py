@@ -15,23 +15,20 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from contextlib import suppress
 from typing import Any, ClassVar
 
 from ..process import start_of
 from . import claims
-from .beside import HEAD_SIZE, Head
+from .beside import HEAD_SIZE, Counting, Head
 
 _WORDS = 4  # of a record: process, start, count, and one to spare
 
 
-class Tally:
+class Tally(Counting):
     """It, mapped."""
 
     ENTRANT: ClassVar[int] = 8 * _WORDS
     SIZE: ClassVar[int] = 5 * 4096
-    path: str
-    head: Head
 
     @classmethod
     def mapped(cls, path: str, fd: int, head: Head) -> Tally:
@@ -119,15 +116,7 @@ class Tally:
         words = self.words
         return [(words[at], words[at + 1], words[at + 2]) for at in self._used() if words[at + 2]]
 
-    def living(self) -> list[tuple[int, int, int]]:
-        """As counts(), of the processes that live."""
-        return [one for one in self.counts() if start_of(one[0]) == one[1]]
-
     # -- permits -------------------------------------------------------------------------------------------------------
-
-    def free(self) -> int:
-        """Permits that no living process has, as far as can be seen without the lock."""
-        return max(0, self.head.value - sum(count for _, _, count in self.living()))
 
     # A signal's handler may take one, or give one back, in the middle of these: but not between a last look and the
     # store after it, see stateful.py.
@@ -150,7 +139,3 @@ class Tally:
         if held >= count:
             words[at + 2] = held - count
         return held
-
-    def unlink(self) -> None:
-        with suppress(OSError):  # Windows does not let it go while others map it: the next sweep does
-            os.unlink(self.path)
