@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from time import monotonic
 from typing import Any, NoReturn, Self
 
@@ -34,6 +35,7 @@ class Semaphore(native.SemaphoreBase):
     def __init__(self, value: int = 1, name: str | None = None, backend: str | None = None) -> None:
         if isinstance(value, bool) or not hasattr(type(value), "__index__"):
             raise TypeError(f"value must be a number of permits, not {type(value).__name__}")
+        value = index(value)
         if not 1 <= value <= MOST:
             raise ValueError(f"value must be 1 to {MOST:,} permits, not {value}")
         if name is None and backend is not None:
@@ -41,7 +43,7 @@ class Semaphore(native.SemaphoreBase):
         place = backend_of(backend)
         if name is not None:
             files.check_name(name)
-        self._value = value.__index__()
+        self._value = value
         self._have(*place.semaphore(name))
         self._counts._open()
         if (found := self._lock.readers.head.value) != value:

@@ -132,6 +132,15 @@ def test_a_value_of_another_type(value: Any) -> None:
         Semaphore(value)
 
 
+class Three:
+    def __index__(self) -> int:
+        return 3
+
+
+def test_a_value_may_be_whatever_is_a_whole_number() -> None:
+    assert Semaphore(Three()).value == 3  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [0, -1, 10_001])
 def test_a_value_out_of_bounds(value: int) -> None:
     with pytest.raises(ValueError, match="value must be 1 to 10,000 permits"):
@@ -286,6 +295,20 @@ def test_all_who_wait_have_their_turn_one_at_a_time() -> None:
         for worker in workers:
             assert worker.result() == 0
     assert semaphore.free() == 1
+
+
+def test_who_asks_again_at_once_does_not_pass_the_one_who_waits() -> None:
+    semaphore = Semaphore(1)
+    semaphore.acquire()
+    for _ in range(effort.rounds(20)):
+        with procs.start(queue, semaphore) as waiter:
+            waiter.wait_until_blocked()
+            semaphore.release()
+            assert not semaphore.acquire(timeout=delays.SHORT)  # the waiter keeps it until it is told
+            waiter.expect("got")
+            give(waiter)
+        assert semaphore.acquire(timeout=delays.LONG)
+    semaphore.release()
 
 
 def take_a_turn(link: procs.Link, semaphore: Semaphore) -> int:
