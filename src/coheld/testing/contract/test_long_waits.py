@@ -10,7 +10,7 @@ from coheld.testing.support import delays, procs
 
 SOURCE = """
 import logging, sys
-from coheld import Lockable
+from coheld import Lockable  # says so here if there is no extension: before there is a handler
 logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
 class Router(Lockable):
     @Lockable.locked
