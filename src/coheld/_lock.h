@@ -152,7 +152,7 @@ typedef struct {
     uint32_t epoch;
     uint64_t task_who;
     uint64_t task_nonce;
-    uint64_t reserved;
+    uint64_t task_address; /* in its process: which of the waiting tasks there it is */
     uint32_t reserved_too;
     uint32_t task_futex;
     Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
@@ -171,6 +171,9 @@ static __thread struct {
     uint64_t nonce;
     uint32_t tid;  /* 0: not asked for yet */
     uint32_t held; /* robust locks that this thread holds here */
+    void *slot;    /* in the table of waiters, see _table.h; NULL: it has none (yet) */
+    char slotless; /* and gets none */
+    char keeps;    /* its next wait is of one that must have the lock, whatever comes */
 } me __attribute__((tls_model("initial-exec")));
 
 /* The process.  forks: a handle that is made between the count and the fork itself would be taken for younger than the
@@ -440,9 +443,10 @@ static inline void cell_end(Cell *c) {
 }
 
 /* The thread that holds it has taken it for a task, whose loop runs in thread tid.  The task's nonce. */
-static uint64_t cell_entrust(Cell *c, uint32_t tid) {
+static uint64_t cell_entrust(Cell *c, uint32_t tid, const void *task) {
     uint64_t nonce = LOAD(&c->acquisitions) * TASK_STEP;
     STORE(&c->owner.tid, tid);
+    STORE(&c->task_address, (uint64_t)(uintptr_t)task);
     STORE(&c->task_who, LOAD(&process.who));
     __atomic_store_n(&c->task_nonce, nonce, __ATOMIC_RELEASE);
     flags_up(c, TASKED);

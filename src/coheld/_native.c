@@ -428,7 +428,7 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
             if (UNLIKELY(self->readers != NULL) && refuse_to_wait(self)) return -1;
             if (!deadline) deadline = timeout == FOREVER ? FOREVER : clock_ns(CLOCK_MONOTONIC) + timeout;
             rc = cell_spin(c, &dead);
-            if (rc == EBUSY) rc = mutex_wait(self, c, deadline, stop, &dead);
+            if (rc == EBUSY) rc = mutex_wait(self, c, deadline, stop, method, &dead);
             if (rc == EALREADY) continue;
         }
         if (UNLIKELY(rc && rc != EOWNERDEAD)) {
@@ -582,6 +582,12 @@ static PyObject *mutex_record(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     return Py_BuildValue("IKN", depth, (unsigned long long)LOAD(&c->since), record_tuple(&c->owner));
 }
 
+/* _task_address() of the owning task, in its process; 0: a thread has it, or nobody. */
+static PyObject *mutex_task_address(Mutex *self, PyObject *Py_UNUSED(ignored)) {
+    Cell *c = cell_of(self);
+    return PyLong_FromUnsignedLongLong(c && cell_tasked(c) ? LOAD(&c->task_address) : 0);
+}
+
 /* _dead() -> (pid, start, tid, method) of the owner whose work __recover__ has to look at. */
 static PyObject *mutex_dead(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     Cell *c = cell_of(self);
@@ -626,7 +632,7 @@ static PyMethodDef mutex_methods[] = {
     {"_discard", (PyCFunction)mutex_py_discard, METH_NOARGS, "_discard(): the owner's changes are dropped."},
     {"_suspend", (PyCFunction)mutex_suspend, METH_O, "_suspend(loud) -> epoch: the owner gives all levels back."},
     {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline) -> has somebody released since?"},
-    {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline) -> got."},
+    {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline, keep) -> got."},
     {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method, patient) -> got, for the running task."},
     {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},
     {"_task_deepen", (PyCFunction)mutex_task_deepen, METH_O, "_task_deepen(levels): the running task has so many more."},
@@ -638,6 +644,7 @@ static PyMethodDef mutex_methods[] = {
     {"_keep_register", (PyCFunction)mutex_keep_register, METH_O, "_keep_register(register): that of its readers."},
     {"_task_bury", (PyCFunction)mutex_task_bury, METH_O, "_task_bury(task): if that owned it, it is gone."},
     {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
+    {"_task_address", (PyCFunction)mutex_task_address, METH_NOARGS, "_task_address(): of the owning task; 0: none."},
     {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},
     {"_counters", (PyCFunction)mutex_counters, METH_NOARGS, "_counters(): (acquisitions, contended, recoveries, waiters)."},
     {NULL},
@@ -772,6 +779,7 @@ static PyMethodDef module_methods[] = {
     {"lock_of", native_lock_of, METH_O, "lock_of(obj): its lock; NotInitializedError if it has none."},
     {"task_enter", (PyCFunction)(void (*)(void))native_task_enter, METH_FASTCALL, "task_enter(obj, method) -> its lock, taken, or None."},
     {"tell_after", native_tell_after, METH_O, "tell_after(seconds): a wait that is longer is told of, once."},
+    {"enlist", native_enlist, METH_VARARGS, "enlist(memory, offset): a slot in the table of waiters, for this thread; enlist(): none."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},
 };

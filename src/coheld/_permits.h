@@ -158,7 +158,10 @@ static int permit_await(Semaphore *s, uint64_t deadline) {
 static int permit_wait(Semaphore *s, uint64_t timeout, uint64_t deadline) {
     int rc = mutex_acquire(s->gate, NULL, &no_label, timeout);
     if (rc <= 0) return rc;
-    rc = permit_await(s, deadline);
+    Outer outer;
+    rc = wait_begins(s->mutex, FOR_PERMIT | (timeout == FOREVER ? 0 : TIMED), &no_label, &outer);
+    if (!rc) rc = permit_await(s, deadline);
+    wait_withdraw(&outer);
     Cell *c = cell_of(s->gate);
     if (still_mine(c)) cell_release(c); /* else a signal's handler has forked, and this is the child */
     return rc;

@@ -63,6 +63,10 @@ def task_enter(obj: object, method: bytes, /) -> Any:
     return lock if lock._task_take(obj, method, True) else None
 
 
+def enlist(_memory: object = None, _offset: int = 0, /) -> None:
+    """Of use to waits in C alone."""
+
+
 def tell_after(_seconds: float, /) -> None:
     """Waits are told of where they are: backends/polled.py."""
 

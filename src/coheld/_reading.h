@@ -88,8 +88,9 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
     Register *r = mutex_register(self);
     if (!r) return -1;
     Table *t = r->table;
-    Patience p = begin_patience();
-    int rc = 0;
+    Patience p = begin_patience(0);
+    Outer outer = {0};
+    int rc = 0, listed = stop != NULL;
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* behind the lock, before the counts */
     while (!rc && register_busy(r)) {
         STORE(&t->wanted, 1);
@@ -99,8 +100,11 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
         if (!register_busy(r)) break;
         uint64_t now = clock_ns(CLOCK_MONOTONIC), until = now + TASK_SLICE;
         if ((stop && LOAD(stop)) || now >= deadline) rc = ETIMEDOUT;
-        else if ((rc = refuse_to_wait(self)) || (rc = tell_of_patience(self, &p))) break;
-        else {
+        else if ((rc = refuse_to_wait(self)) || (rc = look_why(self, &p))) break;
+        else if (!listed) {
+            listed = 1;
+            rc = wait_begins(self, FOR_READERS | (deadline == FOREVER ? 0 : TIMED), &c->owner.method, &outer);
+        } else {
             Py_BEGIN_ALLOW_THREADS
             futex_sleep(&t->news, news, until < deadline ? until : deadline);
             Py_END_ALLOW_THREADS
@@ -108,6 +112,7 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
             if (!still_mine(c)) return rc ? -1 : call_hook(self, "_not_owner", NULL);
         }
     }
+    wait_withdraw(&outer);
     STORE(&t->wanted, 0);
     return rc;
 }

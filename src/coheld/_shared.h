@@ -98,35 +98,47 @@ static PyObject *mutex_suspend(Mutex *self, PyObject *loud) {
 
 static uint64_t deadline_of(double seconds) { return seconds < 9e9 ? (uint64_t)(seconds > 0 ? seconds * 1e9 : 0) : FOREVER; }
 
-/* _sleep(epoch, deadline) -> news: until there was a release or a death since, or time.monotonic() says deadline: False. */
+/* _sleep(epoch, deadline, method) -> news: until there was a release or a death since, or time.monotonic() says deadline:
+ * False. */
 static PyObject *mutex_sleep(Mutex *self, PyObject *args) {
     unsigned epoch;
     double seconds;
-    if (!PyArg_ParseTuple(args, "Id:_sleep", &epoch, &seconds)) return NULL;
+    const char *text;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "Ids#:_sleep", &epoch, &seconds, &text, &size)) return NULL;
     uint64_t deadline = deadline_of(seconds);
+    Label method = label_of(text, size);
     Waiter w = {0};
-    int rc = 0;
-    while (rc != 1 && clock_ns(CLOCK_MONOTONIC) < deadline) {
-        if (PyErr_CheckSignals()) return NULL;
+    Outer outer;
+    int rc = wait_begins(self, FOR_GUARD | (deadline == FOREVER ? 0 : TIMED), &method, &outer);
+    while (rc >= 0 && rc != 1 && clock_ns(CLOCK_MONOTONIC) < deadline) {
+        if (PyErr_CheckSignals()) {
+            rc = -1;
+            break;
+        }
         Py_BEGIN_ALLOW_THREADS
         rc = guard_sleep(self->cell, &w, epoch, deadline);
         Py_END_ALLOW_THREADS
     }
-    return PyBool_FromLong(rc == 1);
+    wait_withdraw(&outer);
+    return rc < 0 ? NULL : PyBool_FromLong(rc == 1);
 }
 
-/* _resume(obj, method, levels, deadline) -> got: takes so many levels, until time.monotonic() says deadline. */
+/* _resume(obj, method, levels, deadline, keep) -> got: takes so many levels, until time.monotonic() says deadline.  keep: it
+ * must be had, whatever comes: this is nobody's victim. */
 static PyObject *mutex_resume(Mutex *self, PyObject *args) {
     PyObject *obj;
     const char *text;
     Py_ssize_t size;
     unsigned levels;
     double seconds;
-    Label method = {{0}};
-    if (!PyArg_ParseTuple(args, "Os#Id:_resume", &obj, &text, &size, &levels, &seconds)) return NULL;
-    memcpy(method.text, text, (size_t)(size < LABEL_SIZE ? size : LABEL_SIZE));
+    int keep;
+    if (!PyArg_ParseTuple(args, "Os#Idp:_resume", &obj, &text, &size, &levels, &seconds, &keep)) return NULL;
+    Label method = label_of(text, size);
     uint64_t deadline = deadline_of(seconds), now = clock_ns(CLOCK_MONOTONIC);
+    me.keeps = (char)keep;
     int rc = mutex_acquire(self, obj, &method, deadline == FOREVER ? FOREVER : deadline > now ? deadline - now : 0);
+    me.keeps = 0;
     for (unsigned level = 1; rc > 0 && level < levels; level++) cell_again(self->cell);
     return rc < 0 ? NULL : PyBool_FromLong(rc);
 }

@@ -146,7 +146,7 @@ static uint64_t mutex_entrust(Mutex *self, Cell *c, PyObject *task, uint32_t tid
         STORE(&self->step, PyThreadState_Get()->context_ver);
         STORE(&self->step_thread, me.nonce);
     }
-    uint64_t nonce = cell_entrust(c, tid);
+    uint64_t nonce = cell_entrust(c, tid, task);
     Py_XDECREF(old);
     return nonce;
 }

@@ -165,7 +165,7 @@ async def _take_in_time(obj: object, method: bytes, seconds: float) -> Any:
     return lock
 
 
-async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
+async def _take(lock: Any, obj: object, method: bytes, deadline: float, keep: bool = False) -> bool:
     patient = deadline > monotonic()
     if lock._task_take(obj, method, patient):
         return True
@@ -173,7 +173,7 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
         return False
     if lock._task_reads():
         lock._reads_itself(True)
-    if not await lookout.turn(lock, method, deadline):
+    if not await lookout.turn(lock, method, deadline, keep=keep):
         return False
     try:
         if lock.flags & native.RECOVERING:
@@ -218,11 +218,11 @@ async def serve(steps: waiting.Steps[T], lock: Any) -> T:
 
 async def _come_of(step: waiting.Step, lock: Any) -> bool:
     if isinstance(step, waiting.Sleep):
-        return await lookout.news(lock, step.epoch, step.deadline)
+        return await lookout.news(lock, step.epoch, step.deadline, step.method)
     cancelled = None
     while True:
         try:
-            got = await _take(lock, step.obj, step.method.encode(), step.deadline)
+            got = await _take(lock, step.obj, step.method.encode(), step.deadline, step.keep)
             break
         except CancelledError as error:
             if not step.keep:

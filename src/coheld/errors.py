@@ -9,6 +9,7 @@ Each is a CoheldError and the builtin that fits.  The fields are None where they
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,8 +58,38 @@ class TooManyLocksError(CoheldError, RuntimeError):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One that waits in a cycle of waits.
+
+    pid, command: its process, and what that runs.  thread: the thread's name, or task: the task's.  holds, waits_for:
+    resources, as messages name them.  held_in, waits_in: the locked methods, "" for acquire and with.
+    """
+
+    pid: int
+    command: str
+    thread: str
+    task: str
+    holds: str
+    held_in: str
+    waits_for: str
+    waits_in: str
+
+    def __str__(self) -> str:
+        command = f" ({self.command})" if self.command else ""
+        who = f"task {self.task}" if self.task else f"thread {self.thread}"
+        held, waits = (f" in {method}" if method else "" for method in (self.held_in, self.waits_in))
+        return f"process {self.pid}{command}, {who} holds {self.holds}{held}, and waits for {self.waits_for}{waits}"
+
+
 class DeadlockError(CoheldError, RuntimeError):
-    """A wait that could never end; it did not begin."""
+    """A wait that could never end: it did not begin, or it was given up.
+
+    cycle: who waits for whom, where several wait for each other: the one who was told first, then whom it waits for,
+    and so on; empty otherwise.
+    """
+
+    cycle: tuple[Member, ...] = ()
 
 
 class PermitError(CoheldError, ValueError):

@@ -15,7 +15,8 @@ class Owner:
     pid, tid: process and thread number; 0 for one that died before it had written them down, or after.  start: when the
     process started, in the system's own unit (on Linux clock ticks since boot).  method: the locked method, "" for
     acquire and with.  since: when it took the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.
-    depth: how many times it holds it.
+    depth: how many times it holds it.  task_id: of a task that holds it, a number that no other living task of its
+    process has; 0: the thread does.  task: its name, where it is known: in its own process.
     """
 
     pid: int
@@ -24,6 +25,18 @@ class Owner:
     method: str = ""
     since: float = 0.0
     depth: int = 0
+    task_id: int = 0
+    task: str = ""
+
+    @property
+    def thread(self) -> str:
+        """The name of its thread; empty where it is not known. Of another process it is what the system calls it."""
+        return thread_name(self.pid, self.tid)
+
+    @property
+    def command(self) -> str:
+        """The command line of its process, cut to 60 characters; empty if that has ended."""
+        return command_of(self.pid) if self.alive() else ""
 
     def alive(self) -> bool:
         """Do the process and the thread still run?  Asks the kernel now; never blocks."""
@@ -32,8 +45,8 @@ class Owner:
     def __str__(self) -> str:
         if not self.pid:
             return "a process that had not written its name down yet, or had taken it off"
-        name = thread_name(self.pid, self.tid) or f"{self.tid}"
-        command = command_of(self.pid) if self.alive() else ""
+        command, thread = self.command, f", thread {self.thread or self.tid}"
+        task = f", task {self.task or hex(self.task_id)}" if self.task_id else ""
         where = f" in {self.method}" if self.method else ""
         held = f" for {max(0.0, time.monotonic() - self.since):.3g} s" if self.depth else ""
-        return f"process {self.pid}{f' ({command})' if command else ''}, thread {name}{where}{held}"
+        return f"process {self.pid}{f' ({command})' if command else ''}{thread}{task}{where}{held}"

@@ -57,10 +57,16 @@ def command_of(pid: int) -> str:
 
 
 def thread_name(pid: int, tid: int) -> str:
-    """The name of a thread of this process; empty for every other."""
-    if pid != os.getpid():
+    """The name of a thread: Python's own in this process, the system's elsewhere; empty if it is not known, or no more
+    than that of its process."""
+    if pid == os.getpid():
+        return next((t.name for t in threading.enumerate() if t.native_id == tid), "")
+    try:
+        with open(f"/proc/{pid}/task/{tid}/comm") as thread, open(f"/proc/{pid}/comm") as process:
+            name, common = thread.read().strip(), process.read().strip()
+    except (OSError, ValueError):
         return ""
-    return next((t.name for t in threading.enumerate() if t.native_id == tid), "")
+    return name if name != common else ""
 
 
 def thread_runs(pid: int, tid: int) -> bool:

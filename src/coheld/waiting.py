@@ -81,13 +81,14 @@ class NotSo(Exception):
 
 @dataclass(frozen=True)
 class Sleep:
-    """Until a release or a death after that epoch, or the deadline."""
+    """Until a release or a death after that epoch, or the deadline; for a call of that method."""
 
     epoch: int
     deadline: float
+    method: str = ""
 
     def block(self, lock: Mutex) -> bool:
-        lock._sleep(self.epoch, self.deadline)
+        lock._sleep(self.epoch, self.deadline, self.method)
         return True
 
 
@@ -103,7 +104,7 @@ class Take:
     keep: bool
 
     def block(self, lock: Mutex) -> bool:
-        return lock._resume(self.obj, self.method, self.levels, self.deadline)
+        return lock._resume(self.obj, self.method, self.levels, self.deadline, self.keep)
 
 
 Step = Sleep | Take
@@ -124,7 +125,7 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
             raise NotSo
         take = Take(obj, method, depth, FOREVER if keep else deadline, keep)
         try:
-            yield Sleep(lock._suspend(first), deadline)
+            yield Sleep(lock._suspend(first), deadline, method)
             got = yield take
         except BaseException:
             if keep and not lock._mine():

@@ -28,8 +28,8 @@ from .. import native
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from ..process import at_fork
-from ..waiting import TOLD_AFTER
-from . import files, of_scheme
+from ..waiting import FOREVER, TOLD_AFTER
+from . import files, of_scheme, waiters
 from .monitor import Monitor
 from .tasking import Tasking
 
@@ -99,7 +99,10 @@ class Handle(Monitor, Tasking, _Half):
     def owner(self) -> Owner | None:
         """Who holds the lock now, or None; a look without a lock, so it may be a moment old. Never blocks."""
         depth, since, who = self._record()
-        return Owner(*who, since / 1e9, depth) if depth else None
+        if not depth:
+            return None
+        task = self.task
+        return Owner(*who, since / 1e9, depth, self._task_address(), task.get_name() if task is not None else "")
 
     def dead(self) -> Owner:
         """Whose death ``__recover__`` has to look at; meant while RECOVERING is up."""
@@ -200,6 +203,19 @@ class Handle(Monitor, Tasking, _Half):
     def _owner_died(self, record: tuple[int, int, int, str]) -> None:
         dead = Owner(*record)
         logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, dead)
+
+    def _enlist(self) -> None:
+        """By a thread that waits for the first time: it has a place in the table of waiters from now on, or none."""
+        waiters.enlist()
+
+    def _waits_on(self, seconds: float, told: bool, searches: bool) -> float:
+        """By who has waited for so long: how long that will have been when it asks again.  Raises: DeadlockError."""
+        if searches:
+            waiters.deadlock().search(self)
+        if not told and seconds >= TOLD_AFTER:
+            self._waits_long(seconds)
+        again = seconds + waiters.SEARCH_AGAIN if searches else FOREVER
+        return min(again, TOLD_AFTER) if seconds < TOLD_AFTER else again
 
     def _waits_long(self, seconds: float) -> None:
         """By who waits for it, once."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from ..errors import NotOwnerError
 from ..native import READERS
 from ..process import at_fork
 from ..waiting import left, naps
-from . import beside, claims
+from . import beside, claims, waiters
 from .record import Cell
 from .tally import Tally
 from .tasking import current_task
@@ -79,7 +78,6 @@ class Shared(_Half):
         _cell: Cell | None
 
         def _place(self) -> Cell: ...
-        def _teller(self) -> Callable[[], None]: ...
         def _release(self, claim: claims.Claim) -> None: ...
         def _hold(self) -> claims.Claim | None: ...
         def _hold_of(self, caller: claims.Caller) -> claims.Claim | None: ...
@@ -166,7 +164,7 @@ class Shared(_Half):
         del claim.held[self]
         claim.mark, claim.held, claim.task = caller.mark, caller.held, caller.task
         caller.held[self] = claim
-        claim.cell.write_owner((*caller.who[:2], tid), method)
+        claim.cell.write_owner((*caller.who[:2], tid), method, caller.address)
 
     def _nudge(self) -> None:
         """All of this process that wait look again."""
@@ -227,7 +225,14 @@ class Shared(_Half):
         if self.readers is None:
             self._open_register()
         assert self.readers is not None
-        who, cell, tell = claims.this_caller().who, self._place(), self._teller()
+        if stop is not None:
+            return self._look_on(deadline, stop)
+        with waiters.listed(self, waiters.FOR_READERS, self._record()[2][3], deadline):
+            return self._look_on(deadline, stop)
+
+    def _look_on(self, deadline: float, stop: bytearray | None) -> bool:
+        assert self.readers is not None
+        who, cell, patience = claims.this_caller().who, self._place(), waiters.Patience(self, False)
         try:
             for nap in naps():
                 if not self.readers.busy():
@@ -236,7 +241,7 @@ class Shared(_Half):
                     return False
                 if self.readers.here():
                     self._reads_itself(id(self) in _reads.depth)
-                tell()
+                patience.look()
                 cell.enrol(who, 0)
                 self._doze(min(nap, left(deadline)), deque())
         finally:

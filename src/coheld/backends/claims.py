@@ -86,6 +86,7 @@ class Caller:
 
     def __init__(self, task: Any = None) -> None:
         self.task = None if task is None else weakref.ref(task)
+        self.address = 0 if task is None else id(task)
         self.pid = _process.pid
         self.who = self.pid, _process.start, threading.get_native_id()
         self.mark = object()

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from .. import native
 from ..errors import IncompatibleError, InsecureError
@@ -246,6 +246,20 @@ def open_checked(path: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def open_to_look(path: str) -> BinaryIO:
+    """For one who only reads.  Raises: OSError: also if it is no plain file of this user's."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | CAREFULLY), "rb", buffering=0)
+    try:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise InsecureError(f"{path} is not a plain file", resource=path)
+        check_owner(path, found)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def open_or_create(path: str) -> int:

@@ -17,8 +17,11 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DeadlockError
 from ..process import at_fork
 from ..waiting import FOREVER
+from . import waiters
+from .waiters import deadlock
 
 if TYPE_CHECKING:
     from .base import Handle
@@ -30,7 +33,7 @@ _PATIENCE = 0.2
 class Turn:
     """A task's place in a queue.  granted: how, or False."""
 
-    __slots__ = ("future", "granted", "key", "loop", "reads", "task", "tid", "waits")
+    __slots__ = ("future", "granted", "key", "loop", "place", "reads", "task", "tid", "timer", "waits")
 
     def __init__(self, key: Any, reads: bool) -> None:
         self.loop = asyncio.get_running_loop()
@@ -38,6 +41,8 @@ class Turn:
         self.tid = threading.get_native_id()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.key, self.reads = key, reads
+        self.place: waiters.Place | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self.waits = True
         self.granted: Any = False
 
@@ -61,6 +66,8 @@ class Turn:
 class _Lookout:
     """A queue of turns, and the thread that serves it while there are any.  Those keep the lock, and it does not."""
 
+    what_for = waiters.FOR_LOCK
+
     def __init__(self, lock: Handle) -> None:
         self.reference = weakref.ref(lock)
         self.guard = threading.Lock()
@@ -75,11 +82,16 @@ class _Lookout:
         assert found is not None
         return found
 
-    async def wait(self, key: Any, deadline: float, reads: bool = False) -> Any:
+    async def wait(self, key: Any, method: bytes, deadline: float, reads: bool = False, keep: bool = False) -> Any:
         """How it was granted by the deadline, a time.monotonic(); False: it was not."""
         turn = Turn(key, reads)
+        kind = waiters.kind_of(self.what_for, deadline, keep)
+        self._show(turn, kind, method)
         self.enter(turn)
-        timer = None if deadline == FOREVER else turn.loop.call_at(deadline, self._expire, turn)
+        if deadline != FOREVER:
+            turn.timer = turn.loop.call_at(deadline, self._expire, turn)
+        elif kind == waiters.FOR_LOCK and turn.place is not None:
+            turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._look, turn)
         try:
             return await turn.future
         except BaseException:
@@ -87,8 +99,26 @@ class _Lookout:
                 self.refuse(turn)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            turn.place = None
+            if turn.timer is not None:
+                turn.timer.cancel()
+
+    def _show(self, turn: Turn, kind: int, method: bytes) -> None:
+        """It waits, and the table says so, as long as it has a place."""
+        assert turn.task is not None
+        turn.place = waiters.place(turn.task.get_name())
+        if turn.place is not None:
+            turn.place.begin(waiters.cell_of(self.lock), kind, method, turn.tid, id(turn.task))
+
+    def _look(self, turn: Turn) -> None:
+        """In the loop: can its wait end at all?"""
+        try:
+            deadlock().search_for_task(self.lock, turn.place, turn.task)
+        except DeadlockError as error:
+            if self.withdraw(turn):
+                turn.settle(error)
+        else:
+            turn.timer = turn.loop.call_later(waiters.SEARCH_AGAIN, self._look, turn)
 
     def enter(self, turn: Turn) -> None:
         with self.guard:
@@ -120,6 +150,7 @@ class _Lookout:
             turn.settle()
 
     def _run(self, _lock: Handle) -> None:
+        waiters.stay_out()
         while self._is_wanted():
             try:
                 self.serve()
@@ -216,10 +247,12 @@ class _Locks(_Lookout):
 class _News(_Lookout):
     """Waits until somebody has released, or died, since the epoch that a turn was given."""
 
+    what_for = waiters.FOR_GUARD
+
     def serve(self) -> None:
         with self.guard:
             epochs = [turn.key for turn in self.turns if turn.waits]
-        if epochs and self.lock._sleep(epochs[0], monotonic() + _PATIENCE):
+        if epochs and self.lock._sleep(epochs[0], monotonic() + _PATIENCE, ""):
             for turn in self._told(epochs[0]):
                 turn.tell()
 
@@ -254,17 +287,17 @@ _process = _Process()
 at_fork(child=_process.become_child)
 
 
-async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False) -> Any:
+async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False, keep: bool = False) -> Any:
     """The running task waits until it has the lock, once; or reads: until it is in, by the register that this gives.
-    False: not by the deadline."""
+    keep: it must have it, whatever comes.  False: not by the deadline.  Raises: DeadlockError."""
     with _process.guard:
         lookout = _process.locks.get(lock) or _process.locks.setdefault(lock, _Locks(lock))
-    return await lookout.wait(method, deadline, reads)
+    return await lookout.wait(method, method, deadline, reads, keep)
 
 
-async def news(lock: Handle, epoch: int, deadline: float) -> bool:
+async def news(lock: Handle, epoch: int, deadline: float, method: str) -> bool:
     """The running task waits for a release or a death after that epoch. False: none by the deadline."""
     with _process.guard:
         lookout = _process.news.get(lock) or _process.news.setdefault(lock, _News(lock))
-    told: bool = await lookout.wait(epoch, deadline)
+    told: bool = await lookout.wait(epoch, method.encode(errors="replace"), deadline)
     return told

@@ -30,8 +30,8 @@ from typing import Any, NoReturn, Protocol
 from ..errors import TooManyLocksError
 from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
-from ..waiting import FOREVER, LONGEST_NAP, TOLD_AFTER, left, naps, patience
-from . import claims
+from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
+from . import claims, waiters
 from .base import Handle, Resource
 from .called import Shared
 from .record import CELL_SIZE, Cell, Record
@@ -138,6 +138,9 @@ class Polled(Stateful, Shared, Handle):
         depth, owner = cell.depth, cell.owner()
         return bool(depth) and not _lives(owner) and (cell.depth, cell.owner()) == (depth, owner)
 
+    def _task_address(self) -> int:
+        return int(self._place().task)
+
     def _dead(self) -> tuple[int, int, int, str]:
         return self._place().dead()
 
@@ -208,11 +211,19 @@ class Polled(Stateful, Shared, Handle):
         return claim
 
     def _take(
-        self, obj: Any, method: str, timeout: float | None, /, stop: bytearray | None = None, reads: bool = False
+        self,
+        obj: Any,
+        method: str,
+        timeout: float | None,
+        /,
+        stop: bytearray | None = None,
+        reads: bool = False,
+        keep: bool = False,
     ) -> bool:
         """True: held. False: not within the time. obj: whose __recover__ may run; None: nobody's.
 
-        stop: somebody sets its byte to end the wait.  reads: to count a reader in, with the others who read.
+        stop: somebody sets its byte to end the wait, which is not the calling thread's own then.  reads: to count a
+        reader in, with the others who read.  keep: it must be had, whatever comes.
         """
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         while True:
@@ -220,7 +231,7 @@ class Polled(Stateful, Shared, Handle):
                 return self._again(claim)
             if self._cell is None:
                 self._attach()
-            claim = self._wait(deadline, stop) if timeout is None or timeout > 0 else self._try()
+            claim = self._wait(deadline, method, stop, keep) if timeout is None or timeout > 0 else self._try()
             if claim is None:
                 return False
             held = None if claim.depth else self._enter(claim, obj, method, deadline, stop, reads)
@@ -318,13 +329,19 @@ class Polled(Stateful, Shared, Handle):
             claim.cell.depth = 0
         self._drop(claim)
 
-    def _wait(self, deadline: float, stop: bytearray | None = None) -> claims.Claim | None:
+    def _wait(self, deadline: float, method: str, stop: bytearray | None, keep: bool) -> claims.Claim | None:
         """Try, sleep, try again.  What it gives back may be the hold of a signal's handler that came in between."""
         self._stand_back(deadline)
         if (claim := self._try()) is not None:
             return claim
-        since, tell = time.monotonic_ns(), self._teller()
-        enrolled = self._place()
+        if stop is not None:
+            return self._try_on(deadline, stop, waiters.Patience(self, False))
+        with waiters.listed(self, waiters.FOR_LOCK, method, deadline, keep):
+            return self._try_on(deadline, stop, waiters.Patience(self, deadline == FOREVER and not keep))
+
+    def _try_on(self, deadline: float, stop: bytearray | None, patience: waiters.Patience) -> claims.Claim | None:
+        since, enrolled = time.monotonic_ns(), self._place()
+        claim = None
         try:
             for nap in naps():
                 claim = self._hold() or self._try()
@@ -333,7 +350,7 @@ class Polled(Stateful, Shared, Handle):
                 if left(deadline) <= 0 or (stop and stop[0]):
                     return None
                 self._refuse_to_wait()
-                tell()
+                patience.look()
                 enrolled = self._place()
                 enrolled.enrol(claims.this_thread().who, since)
                 self._doze(min(nap, left(deadline)), self._sleepers)
@@ -342,18 +359,6 @@ class Polled(Stateful, Shared, Handle):
         if claim is not None and not claim.depth:
             claim.cell.contended += 1
         return claim
-
-    def _teller(self) -> Callable[[], None]:
-        """To be called again and again by who waits from now on: tells of it once, when that has lasted."""
-        begun, told = time.monotonic(), False
-
-        def tell() -> None:
-            nonlocal told
-            if not told and (waited := time.monotonic() - begun) >= TOLD_AFTER:
-                told = True
-                self._waits_long(waited)
-
-        return tell
 
     def _stand_back(self, deadline: float) -> None:
         """Let those pass who have waited for long."""
@@ -389,7 +394,8 @@ class Polled(Stateful, Shared, Handle):
         cell = claim.cell
         try:
             dead = _inherit(cell) if cell.depth else None
-            cell.write_owner(claims.this_caller().who, method.encode(errors="replace"))
+            caller = claims.this_caller()
+            cell.write_owner(caller.who, method.encode(errors="replace"), caller.address)
             cell.since = time.monotonic_ns()
             cell.acquisitions += 1
             self._begin_turn()

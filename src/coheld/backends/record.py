@@ -1,9 +1,10 @@
 """The cell of a lock that a file guards: what its owner writes for others to see, in mapped memory.
 
 flags           RECOVERING, REMOVED, CREATED, WARDED, GUARDED, as in _lock.h.  Written by the owner only.
-owner record    since, pid, start, tid, method, depth: written by the owner only.  depth is the last written at
-                entry and the first cleared at exit: where it is 0 no body is running.  So whoever takes the file's
-                lock and finds it above 0 has found an owner that died: it would have cleared it before it let go.
+owner record    since, pid, start, tid, method, task, depth: written by the owner only.  task is that one's address;
+                0: a thread.  depth is the last written at entry and the first cleared at exit: where it is 0 no body is
+                running.  So whoever takes the file's lock and finds it above 0 has found an owner that died: it would
+                have cleared it before it let go.
 counters        written by the owner only.
 epoch           counts the releases that found GUARDED: who waits for a guard looks at it.  Written by the owner only.
 version         the word of the shared state, see _state.h and state/slots.py.  Written by the owner only.
@@ -75,6 +76,7 @@ class Cell:
     epoch = _Word32(12)
     since = _Word64(16)
     version = _Word64(24)
+    task = _Word64(88)
     acquisitions = _Word64(96)
     contended = _Word64(104)
     recoveries = _Word64(112)
@@ -110,7 +112,8 @@ class Cell:
         pid, start, tid, method = _RECORD.unpack_from(self.map, self.offset + offset)
         return pid, start, tid, method.rstrip(b"\0").decode(errors="ignore")
 
-    def write_owner(self, who: Who, method: bytes) -> None:
+    def write_owner(self, who: Who, method: bytes, task: int) -> None:
+        self.task = task
         _RECORD.pack_into(self.map, self.offset + _OWNER, *who, method)
 
     def bury(self) -> None:

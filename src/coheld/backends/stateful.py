@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..native import GUARDED
 from ..waiting import FOREVER, left, naps
-from . import claims
+from . import claims, waiters
 from .base import views_guard
 from .record import Cell
 
@@ -47,7 +47,7 @@ class Stateful(_Half):
         def _again(self, claim: claims.Claim) -> bool: ...
         def _leave(self, claim: claims.Claim) -> None: ...
         def _is_orphaned(self, cell: Cell) -> bool: ...
-        def _take(self, obj: Any, method: str, timeout: float | None, /) -> bool: ...
+        def _take(self, obj: Any, method: str, timeout: float | None, /, *, keep: bool) -> bool: ...
         def _doze(self, seconds: float, sleepers: deque[Any]) -> None: ...
         def _not_owner(self) -> NoReturn: ...
 
@@ -144,8 +144,12 @@ class Stateful(_Half):
             while True:
                 self._watchers.popleft().release()
 
-    def _sleep(self, epoch: int, deadline: float, /) -> bool:
+    def _sleep(self, epoch: int, deadline: float, method: str, /) -> bool:
         """Until there was a release or a death since that epoch; False: not by that time.monotonic()."""
+        with waiters.listed(self, waiters.FOR_GUARD, method, deadline):
+            return self._sleep_on(epoch, deadline)
+
+    def _sleep_on(self, epoch: int, deadline: float) -> bool:
         who = claims.this_thread().who
         cell = self._place()
         try:
@@ -164,9 +168,9 @@ class Stateful(_Half):
         """Not GUARDED: told a moment ago; or this is not the cell that the epoch was read from."""
         return cell.epoch != epoch or not cell.flags & GUARDED or self._is_orphaned(cell)
 
-    def _resume(self, obj: object, method: str, levels: int, deadline: float, /) -> bool:
-        """Take so many levels; False: not by that time.monotonic()."""
-        if not self._take(obj, method, None if deadline == FOREVER else max(0.0, left(deadline))):
+    def _resume(self, obj: object, method: str, levels: int, deadline: float, keep: bool, /) -> bool:
+        """Take so many levels; False: not by that time.monotonic().  keep: it must be had, whatever comes."""
+        if not self._take(obj, method, None if deadline == FOREVER else max(0.0, left(deadline)), keep=keep):
             return False
         for _ in range(1, levels):
             claim = self._hold()

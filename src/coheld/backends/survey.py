@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,10 +19,10 @@ from ..process import start_of
 from . import beside, files
 from .record import CELL_SIZE, Cell
 
-_NATIVE = struct.Struct("=I40xIQQ8xQQII32s8xQI")
+_NATIVE = struct.Struct("=I40xIQQ8xQQII32s8xQI12xQQ")
 """The words of a cell in _lock.h that are looked at here."""
 _NATIVE_SIZE, _MAGIC_AT, _MAGIC, _CELL_MAGIC = 256, 248, struct.Struct("=I"), 0x6C6C6543
-_TASKED, _TID, _PID_BITS = 32, 0x3FFF_FFFF, 22
+_TASKED, _TID, _OWNER_DIED, _PID_BITS, _LEFT = 32, 0x3FFF_FFFF, 1 << 30, 22, 3
 _CHUNK = re.compile(r"chunk-\d+\Z")
 _MOST = 1 << 28
 """Of a file that is larger no more is read, bytes."""
@@ -50,6 +49,18 @@ class Resource:
     recoveries: int = 0
     inside: dict[int, int] = field(default_factory=dict)
     permits: int | None = None
+
+    @property
+    def label(self) -> str:
+        """As messages name it."""
+        if self.name is not None:
+            return repr(self.name)
+        directory, place = os.path.split(self.place)
+        return (
+            f"anonymous lock {os.path.basename(directory)}/{place}"
+            if self.backend == "file"
+            else f"anonymous lock {place}"
+        )
 
     @property
     def busy(self) -> bool:
@@ -81,13 +92,54 @@ def _in_file(path: str) -> Iterator[Resource]:
         header = files.header_of(raw)
         if header is None:
             return
-        backend, name = _text(header.backend), _text(header.name) if header.kind != files.ARENA else None
-        kind = "semaphore" if header.kind == files.SEMAPHORE else "lock"
         beside_it = {entry.partition("~")[2].partition(".")[0] for entry in _registers(path)}
-        for offset, cell in _CELLS.get(backend, _none)(raw, name is not None):
-            known = str(offset) in beside_it
-            inside, permits = _register(beside.path_of(path, offset, inode)) if known else ({}, None)
-            yield Resource(name, kind, backend, f"{path}:{offset}", *cell, inside, permits)
+        backend = _BACKENDS.get(_text(header.backend), _NOWHERE)
+        first, size = native.HEADER_SIZE, backend.cell_size
+        for offset in [files.NAMED_CELL] if header.kind != files.ARENA else range(first, len(raw) - size + 1, size):
+            if (found := backend.look(raw, offset)) is not None:
+                known = str(offset) in beside_it
+                yield _resource(header, path, offset, found, beside.path_of(path, offset, inode) if known else None)
+
+
+def cell_at(path: str, inode: int, offset: int) -> Resource | None:
+    """One alone, and not who reads it or has permits; None: that file has no such cell, or is another by now."""
+    with suppress(OSError, ValueError, struct.error), files.open_to_look(path) as file:
+        header = files.header_of(file.read(files.HEADER_LENGTH))
+        if header is None or os.fstat(file.fileno()).st_ino != inode:
+            return None
+        backend = _BACKENDS.get(_text(header.backend), _NOWHERE)
+        file.seek(offset)
+        found = backend.look(file.read(backend.cell_size), 0)
+        return None if found is None else _resource(header, path, offset, found, None)
+    return None
+
+
+_paths: dict[int, str] = {}
+
+
+def path_of(directory: str, inode: int) -> str | None:
+    """Of the file of cells that has it; None: there is none (any more). One that was read a while ago may be another's
+    by now, which cell_at finds out."""
+    if (path := _paths.get(inode)) is not None and os.path.exists(path):
+        return path
+    _paths.clear()
+    with suppress(OSError):
+        for entry in os.scandir(directory):
+            if entry.name.startswith("cells-"):
+                chunks = [os.path.join(entry.path, chunk) for chunk in filter(_CHUNK.match, _listed(entry.path))]
+            else:
+                chunks = [entry.path] if entry.name.startswith(("name-", "arena-")) and "~" not in entry.name else []
+            for chunk in chunks:
+                with suppress(OSError):
+                    _paths[entry.inode() if chunk == entry.path else os.stat(chunk).st_ino] = chunk
+    return _paths.get(inode)
+
+
+def _resource(header: files.Header, path: str, offset: int, found: _Looked, register: str | None) -> Resource:
+    name = None if header.kind == files.ARENA else _text(header.name)
+    kind = "semaphore" if header.kind == files.SEMAPHORE else "lock"
+    inside, permits = ({}, None) if register is None else _register(register)
+    return Resource(name, kind, _text(header.backend), f"{path}:{offset}", *found, inside, permits)
 
 
 def _registers(path: str) -> list[str]:
@@ -102,52 +154,46 @@ def _text(raw: bytes) -> str:
 
 def _read(path: str) -> tuple[bytes, int]:
     """Its bytes and its inode. Raises: OSError: also if it is no plain file of this user's."""
-    fd = os.open(path, os.O_RDONLY | files.CAREFULLY)
-    with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is no plain file")
-        files.check_owner(path, found)
-        return file.read(_MOST), found.st_ino
+    with files.open_to_look(path) as file:
+        return file.read(_MOST), os.fstat(file.fileno()).st_ino
 
 
 _Looked = tuple[Owner | None, int, int, int, int]
 """Holder, waiters, acquisitions, contended, recoveries."""
 
 
-def _native_cells(raw: bytes, named: bool) -> Iterator[tuple[int, _Looked]]:
-    magic = _MAGIC.pack(_CELL_MAGIC)
-    for offset in [files.NAMED_CELL] if named else range(native.HEADER_SIZE, len(raw) - _NATIVE_SIZE + 1, _NATIVE_SIZE):
-        if raw[offset + _MAGIC_AT : offset + _MAGIC_AT + len(magic)] == magic:
-            yield offset, _native_cell(raw, offset)
-
-
-def _native_cell(raw: bytes, offset: int) -> _Looked:
-    word, flags, waiters, taken, since, who, tid, depth, method, contended, recoveries = _NATIVE.unpack_from(
-        raw, offset
+def _native_cell(raw: bytes, offset: int) -> _Looked | None:
+    if raw[offset + _MAGIC_AT : offset + _MAGIC_AT + _MAGIC.size] != _MAGIC.pack(_CELL_MAGIC):
+        return None
+    word, flags, waiters, taken, since, who, tid, depth, method, contended, recoveries, nonce, task = (
+        _NATIVE.unpack_from(raw, offset)
     )
-    owner = None
-    if depth and (word & _TID or flags & _TASKED):
-        owner = _living(who & (1 << _PID_BITS) - 1, who >> _PID_BITS, tid, _text(method), since, depth)
+    owner, tasked = None, flags & _TASKED
+    if depth and (not nonce & _LEFT if tasked else word & _TID == tid and not word & _OWNER_DIED):
+        process = who & (1 << _PID_BITS) - 1, who >> _PID_BITS
+        owner = _living(*process, tid, _text(method), since, depth, task if tasked else 0)
     return owner, waiters & 0xFFFF_FFFF, taken, contended, recoveries
 
 
-def _file_cells(raw: bytes, named: bool) -> Iterator[tuple[int, _Looked]]:
-    for offset in [files.NAMED_CELL] if named else range(native.HEADER_SIZE, len(raw), CELL_SIZE):
-        if len(raw) >= offset + CELL_SIZE and (cell := Cell(raw, offset)).sane():
-            owner = _living(*cell.owner(), cell.since, cell.depth) if cell.depth else None
-            yield offset, (owner, len(cell.waiters()), cell.acquisitions, cell.contended, cell.recoveries)
+def _file_cell(raw: bytes, offset: int) -> _Looked | None:
+    if len(raw) < offset + CELL_SIZE or not (cell := Cell(raw, offset)).sane():
+        return None
+    owner = _living(*cell.owner(), cell.since, cell.depth, cell.task) if cell.depth else None
+    return owner, len(cell.waiters()), cell.acquisitions, cell.contended, cell.recoveries
 
 
-def _none(_raw: bytes, _named: bool) -> Iterator[tuple[int, _Looked]]:
-    return iter(())
+@dataclass(frozen=True)
+class _Backend:
+    cell_size: int
+    look: Callable[[bytes, int], _Looked | None]
 
 
-_CELLS = {"shm": _native_cells, "file": _file_cells}
+_NOWHERE = _Backend(_NATIVE_SIZE, lambda _raw, _offset: None)
+_BACKENDS = {"shm": _Backend(_NATIVE_SIZE, _native_cell), "file": _Backend(CELL_SIZE, _file_cell)}
 
 
-def _living(pid: int, start: int, tid: int, method: str, since: int, depth: int) -> Owner | None:
-    owner = Owner(pid, start, tid, method, since / 1e9, depth)
+def _living(pid: int, start: int, tid: int, method: str, since: int, depth: int, task: int) -> Owner | None:
+    owner = Owner(pid, start, tid, method, since / 1e9, depth, task)
     return owner if owner.alive() else None
 
 

@@ -1,0 +1,71 @@
+/* The table of a process's waiters, which others read: who waits for which cell.  backends/waiters.py is its twin in Python,
+ * and makes the file.
+ *
+ * A slot is one thread's, or one waiting task's.  Only its thread writes it (that of a task: the loop's), so nobody races
+ * but a reader:
+ *
+ *   number      even: it does not wait.  Odd: it waits, and the rest of the slot says for what.  Moved on to an even one
+ *               before the rest is written and to an odd one after it; never the same again.  Who finds an odd number
+ *               twice has seen one wait, and its thread has not run a line of its caller's in between.
+ *
+ * A thread that waits in a signal's handler, in the middle of another wait, has the slot for that one meanwhile; then the
+ * outer wait is there again, by a new number.  A killed process leaves its file, whose name says whose it was.  A forked
+ * child forgets its slot (forget_parent), and never writes its parent's. */
+
+#ifndef COHELD_TABLE_H
+#define COHELD_TABLE_H
+
+/* ==== 1. Slots ==== */
+
+enum { NAME_SIZE = 48 };
+enum { FOR_LOCK = 1, FOR_GUARD = 2, FOR_READERS = 3, FOR_PERMIT = 4, TIMED = 8, KEEPS = 16 }; /* KEEPS: whoever waits must have it */
+
+typedef struct {
+    uint64_t number; /* atomic */
+    uint64_t inode, offset; /* of the cell */
+    uint64_t since; /* CLOCK_MONOTONIC, ns */
+    uint64_t task;  /* its address; 0: the thread waits */
+    uint32_t tid, kind;
+    Label method;
+    char name[NAME_SIZE]; /* of the thread or task; written by whoever hands the slot out */
+} Slot;
+
+_Static_assert(sizeof(Slot) == 128, "the layout of a slot is a file format");
+
+/* Write a wait into the slot; waits: else only that there is none. */
+static void slot_write(Slot *s, const Slot *wait, int waits) {
+    uint64_t even = (LOAD(&s->number) | 1) + 1;
+    __atomic_store_n(&s->number, even, __ATOMIC_SEQ_CST);
+    if (!waits) return;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    s->inode = wait->inode;
+    s->offset = wait->offset;
+    s->since = wait->since;
+    s->task = 0;
+    s->tid = me.tid;
+    s->kind = wait->kind;
+    s->method = wait->method;
+    __atomic_store_n(&s->number, even + 1, __ATOMIC_SEQ_CST);
+}
+
+/* ==== 2. The calling thread's waits ==== */
+
+/* What it waited for before, which is the outer wait of one in a signal's handler. */
+typedef struct {
+    Slot *slot; /* NULL: nothing was published */
+    Slot before;
+} Outer;
+
+static void wait_publish(const Slot *wait, Outer *outer) {
+    Slot *s = me.slot;
+    if (!s) return;
+    outer->slot = s;
+    outer->before = *s;
+    slot_write(s, wait, 1);
+}
+
+/* Also by a child that a handler has forked: the slot was not its own. */
+static void wait_withdraw(const Outer *outer) {
+    if (outer->slot && outer->slot == me.slot) slot_write(me.slot, &outer->before, outer->before.number & 1);
+}
+#endif

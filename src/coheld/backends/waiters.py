@@ -1,0 +1,344 @@
+"""The table of a process's waiters, which others read: who waits for which cell.  _table.h is its twin in C, and says
+what a slot means and why no look at it races.
+
+One file per process, waits-<pid>-<start>, made when one of its threads or tasks first waits for so long that it sleeps.
+It goes when the process ends, or with the first look of another one for files of the dead.  Nothing depends on it:
+where there is no room for it, waiters are counted and not named, and deadlocks are not found.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .. import native
+from ..errors import CoheldError
+from ..process import at_fork, start_of
+from ..waiting import FOREVER, TOLD_AFTER
+from . import files, leaving
+
+if TYPE_CHECKING:
+    from .base import Handle
+
+SEARCH_AFTER, SEARCH_AGAIN = 0.2, 1.0
+"""Who waits looks for a cycle of waits after so long, and again whenever so much more has passed, seconds."""
+
+FOR_LOCK, FOR_GUARD, FOR_READERS, FOR_PERMIT = 1, 2, 3, 4
+TIMED, KEEPS = 8, 16
+_WHAT_FOR = 7
+_SLOT = struct.Struct("=QQQQQII32s48s")
+_BODY = struct.Struct("=QQQQII32s")
+"""A slot without its number and its name."""
+_NAME_AT, _NAME_SIZE = 8 + _BODY.size, 48
+_WHO = struct.Struct("=Q24xQI84x")
+"""Number, task and thread of a slot."""
+_FIRST, _MOST, _CHUNK, _MANY = 4096, 1 << 16, 32, 512
+"""Where the slots begin, how many there are at most, how many are promised, and how many are read at once."""
+_MADE_BY = re.compile(r"waits-(\d+)-(\d+)\Z")
+_KIND = 4
+"""Of its header; see files.py for the others."""
+
+Cell = tuple[int, int]
+"""Inode of its file, and its place there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One that lasts, as it was read.  since: ns, monotonic.  number: of the wait, not of its slot."""
+
+    pid: int
+    start: int
+    tid: int
+    task: int
+    cell: Cell
+    kind: int
+    since: int
+    method: str
+    name: str
+    number: int
+    slot: int
+
+    @property
+    def what_for(self) -> int:
+        return self.kind & _WHAT_FOR
+
+
+class _Table:
+    """This process's."""
+
+    def __init__(self, directory: str) -> None:
+        self.start = start_of(os.getpid()) or 0
+        self.path = os.path.join(directory, f"waits-{os.getpid()}-{self.start}")
+        header = files.header_here(_KIND, backend="", cell_size=_SLOT.size, libc="", machine="")
+        with files.new_file(directory, _FIRST, header) as (made, self.fd):
+            os.ftruncate(self.fd, _FIRST + _MOST * _SLOT.size)  # a hole: see _promise
+            self.map = mmap.mmap(self.fd, 0)
+            os.replace(made, self.path)  # of a program before this one in the same process, if there is one
+        self.words = memoryview(self.map).cast("Q")
+        self.free: list[int] = []
+        self.promised = 0
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self.fd)  # of a forked child, which has none of this
+
+    def take(self) -> int | None:
+        """A slot that nobody has; its offset.  None: the file system is full."""
+        while True:
+            with suppress(IndexError):
+                return self.free.pop()
+            if not self._promise():
+                return None
+
+    def _promise(self) -> bool:
+        with _process.guard:
+            first = _FIRST + self.promised * _SLOT.size
+            if self.promised >= _MOST:
+                return False
+            if sys.platform == "linux":  # memory that is not there would be a SIGBUS
+                os.posix_fallocate(self.fd, first, _CHUNK * _SLOT.size)
+            self.promised += _CHUNK
+            self.free.extend(first + number * _SLOT.size for number in reversed(range(_CHUNK)))
+            return True
+
+    def name(self, slot: int, name: str) -> None:
+        text = name.encode(errors="replace")[:_NAME_SIZE].ljust(_NAME_SIZE, b"\0")
+        self.map[slot + _NAME_AT : slot + _NAME_AT + _NAME_SIZE] = text
+
+    def body(self, slot: int) -> bytes | None:
+        """Of the wait that is in it."""
+        return self.map[slot + 8 : slot + 8 + _BODY.size] if self.words[slot // 8] & 1 else None
+
+    def write(self, slot: int, body: bytes | None) -> None:
+        """That wait, or none."""
+        at = slot // 8
+        even = (self.words[at] | 1) + 1
+        self.words[at] = even
+        if body is not None:
+            self.map[slot + 8 : slot + 8 + len(body)] = body
+            self.words[at] = even + 1
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            os.unlink(self.path)
+
+
+class Place:
+    """A slot of a thread, as long as that runs, or of a task's wait."""
+
+    def __init__(self, table: _Table, slot: int, name: str) -> None:
+        self.table, self.slot = table, slot
+        table.name(slot, name)
+
+    def begin(self, cell: Cell, kind: int, method: bytes, tid: int, task: int = 0) -> bytes | None:
+        """Who has it waits, from now on; for what it did before, if this is in the middle of another wait."""
+        before = self.table.body(self.slot)
+        self.table.write(self.slot, _BODY.pack(*cell, time.monotonic_ns(), task, tid, kind, method))
+        return before
+
+    def wait(self) -> Wait | None:
+        """What is in it now."""
+        raw = self.table.map[self.slot : self.slot + _SLOT.size]
+        return _wait_in(raw, os.getpid(), self.table.start, self.slot) if raw[0] & 1 else None
+
+    def end(self, before: bytes | None = None) -> None:
+        if self.table is _process.table:  # else a signal's handler has forked: this is the child, the slot its parent's
+            self.table.write(self.slot, before)
+
+    def __del__(self) -> None:
+        if self.table is _process.table:
+            self.end()
+            self.table.free.append(self.slot)
+
+
+class Patience:
+    """Of one wait.  searches: for a cycle of waits that it is part of."""
+
+    def __init__(self, lock: Handle, searches: bool) -> None:
+        self._lock, self._searches, self._told = lock, searches, False
+        self._begun = time.monotonic()
+        self._next = min(TOLD_AFTER, SEARCH_AFTER if searches else FOREVER)
+
+    def look(self) -> None:
+        """Called again and again.  Raises: DeadlockError."""
+        waited = time.monotonic() - self._begun
+        if waited >= self._next:
+            self._next = self._lock._waits_on(waited, self._told, self._searches)
+            self._told = waited >= TOLD_AFTER
+
+
+class _Process:
+    """What belongs to this process alone."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.guard = threading.RLock()
+        self.table: _Table | None = None
+        self.failed = False
+        self.local = threading.local()
+
+
+_process = _Process()
+at_fork(child=_process.begin)
+
+
+def _table() -> _Table | None:
+    """None: there is no room for one."""
+    if _process.table is None and not _process.failed:
+        with _process.guard:
+            if _process.table is None and not _process.failed:
+                _process.failed = True
+                with suppress(OSError, CoheldError):
+                    directory = files.lock_directory()
+                    sweep(directory)
+                    _process.table = _Table(directory)
+                    _process.failed = False
+                    leaving.at_exit(_leave)
+    return _process.table
+
+
+def place(name: str) -> Place | None:
+    """A slot of one's own, for one who has that name, given back when nobody refers to it."""
+    with suppress(OSError):
+        table = _table()
+        slot = None if table is None else table.take()
+        return None if table is None or slot is None else Place(table, slot, name)
+    return None
+
+
+def of_this_thread() -> Place | None:
+    """That of the calling thread; None: it has none, and is shown to nobody."""
+    local = _process.local
+    if not hasattr(local, "place"):
+        local.place = place(threading.current_thread().name)
+    return local.place  # type: ignore[no-any-return]
+
+
+def enlist() -> None:
+    """The same for its waits in C."""
+    if (mine := of_this_thread()) is not None:
+        native.enlist(mine.table.map, mine.slot)
+
+
+@contextmanager
+def listed(lock: Any, what_for: int, method: str, deadline: float, keep: bool = False) -> Iterator[None]:
+    """The calling thread waits meanwhile, and the table says so."""
+    mine, kind = of_this_thread(), kind_of(what_for, deadline, keep)
+    before = None
+    try:
+        if mine is not None:
+            before = mine.begin(cell_of(lock), kind, method.encode(errors="replace"), threading.get_native_id())
+        yield
+    finally:
+        if mine is not None:
+            mine.end(before)
+
+
+def kind_of(what_for: int, deadline: float, keep: bool) -> int:
+    return what_for | (0 if deadline == FOREVER else TIMED) | (KEEPS if keep else 0)
+
+
+def cell_of(lock: Any) -> Cell:
+    return lock.segment.identity[1], lock.offset
+
+
+def deadlock() -> ModuleType:
+    """For who has waited for long; it imports what looks at all resources."""
+    return import_module("coheld.backends.deadlock")
+
+
+def stay_out() -> None:
+    """The calling thread waits in the stead of others, who are shown."""
+    _process.local.place = None
+    native.enlist()
+
+
+def _leave() -> None:
+    if _process.table is not None:
+        _process.table.remove()
+
+
+def sweep(directory: str) -> None:
+    """Remove those of dead processes."""
+    here = files.header_here(_KIND, backend="", cell_size=_SLOT.size, libc="", machine="")
+    for path, pid, start in _made_in(directory):
+        if start_of(pid) != start:
+            with suppress(OSError), open(path, "rb") as file:
+                header = files.header_of(file.read(files.HEADER_LENGTH))
+                if header is not None and header.pid_namespace == here.pid_namespace:
+                    os.unlink(path)
+
+
+# -- read --------------------------------------------------------------------------------------------------------------
+
+
+def _made_in(directory: str) -> Iterator[tuple[str, int, int]]:
+    for entry in os.listdir(directory):
+        if maker := _MADE_BY.match(entry):
+            yield os.path.join(directory, entry), int(maker[1]), int(maker[2])
+
+
+def all_waits(directory: str) -> Iterator[Wait]:
+    """Of all living processes; nothing is changed."""
+    with suppress(OSError):
+        for _, pid, start in _made_in(directory):
+            if start_of(pid) == start:
+                yield from waits_of(directory, pid, start)
+
+
+def waits_of(
+    directory: str, pid: int, start: int, is_wanted: Callable[[int, int], bool] | None = None
+) -> Iterator[Wait]:
+    """Of that process; one that is being written is not there.  is_wanted: by its thread's number and its task's."""
+    with suppress(OSError, CoheldError), _opened(directory, pid, start) as file:
+        if files.header_of(file.read(files.HEADER_LENGTH)) is None:
+            return
+        for at in range(_FIRST, _FIRST + _MOST * _SLOT.size, _MANY * _SLOT.size):
+            raw = _read_at(file, at, _MANY * _SLOT.size)
+            if not raw.strip(b"\0"):
+                return
+            for slot, (number, task, tid) in enumerate(_WHO.iter_unpack(raw[: len(raw) // _SLOT.size * _SLOT.size])):
+                if number & 1 and (is_wanted is None or is_wanted(tid, task)):
+                    place = at + slot * _SLOT.size
+                    first, again = (_wait_in(_read_at(file, place, _SLOT.size), pid, start, place) for _ in range(2))
+                    if first == again and first.number & 1:
+                        yield first
+
+
+def goes_on(directory: str, wait: Wait) -> bool:
+    """Is it the same still?"""
+    with suppress(OSError, CoheldError), _opened(directory, wait.pid, wait.start) as file:
+        return _wait_in(_read_at(file, wait.slot, _SLOT.size), wait.pid, wait.start, wait.slot) == wait
+    return False
+
+
+def _opened(directory: str, pid: int, start: int) -> BinaryIO:
+    """Raises: OSError: also if it is no plain file of this user's."""
+    return files.open_to_look(os.path.join(directory, f"waits-{pid}-{start}"))
+
+
+def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
+
+
+def _wait_in(raw: bytes, pid: int, start: int, slot: int) -> Wait:
+    number, inode, offset, since, task, tid, kind, method, name = _SLOT.unpack(raw.ljust(_SLOT.size, b"\0"))
+    return Wait(pid, start, tid, task, (inode, offset), kind, since, _text(method), _text(name), number, slot)
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="ignore")
