@@ -1,8 +1,8 @@
 /* The table of a process's waiters, which others read: who waits for which cell.  backends/waiters.py is its twin in Python,
  * and makes the file.
  *
- * A slot is one thread's, or one waiting task's.  Only its thread writes it (that of a task: the loop's), so nobody races
- * but a reader:
+ * A slot is one thread's, or one waiting task's.  Only its thread writes it (that of a task: the loop's, or before that wakes
+ * it the one that waits in its stead), so nobody races but a reader:
  *
  *   number      even: it does not wait.  Odd: it waits, and the rest of the slot says for what.  Moved on to an even one
  *               before the rest is written and to an odd one after it; never the same again.  Who finds an odd number

@@ -206,7 +206,7 @@ class Handle(Monitor, Tasking, _Half):
 
     def _enlist(self) -> None:
         """By a thread that waits for the first time: it has a place in the table of waiters from now on, or none."""
-        waiters.enlist()
+        waiters.of_this_thread()
 
     def _waits_on(self, seconds: float, told: bool, searches: bool) -> float:
         """By who has waited for so long: how long that will have been when it asks again.  Raises: DeadlockError."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _MOST = 1000
 """No chain is followed for longer."""
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_TESTS = os.path.join(_PACKAGE, "testing") + os.sep
 _MOMENT = 0.02
 _TICK = 20_000_000
 """By how much an owner may seem to have begun too late: its clock is a coarse one; ns."""
@@ -61,11 +62,15 @@ def _cycle_of(place: waiters.Place) -> list[Wait] | None:
     directory, mine = files.lock_directory(), place.wait()
     if mine is None or not any(_is_of(mine, owner) for owner in _ahead(directory, mine.cell)):
         return None
+    cycle = cycle_of(directory, mine)
+    return cycle if cycle is not None and _victim(cycle) == mine else None
+
+
+def cycle_of(directory: str, mine: Wait) -> list[Wait] | None:
+    """The cycle of waits that this one is in, and first of."""
     seen: dict[Cell, Owner] = {}
     cycle = _chain(directory, mine, [mine], seen)
-    if cycle is None or _victim(cycle) != mine or not _stands(directory, cycle, seen):
-        return None
-    return cycle
+    return cycle if cycle is not None and _stands(directory, cycle, seen) else None
 
 
 _looks: dict[Cell, tuple[float, list[Owner]]] = {}
@@ -111,8 +116,7 @@ def _chain(directory: str, mine: Wait, chain: list[Wait], seen: dict[Cell, Owner
 
 
 def _waits_of(directory: str, owner: Owner) -> Iterator[Wait]:
-    is_his = lambda tid, task: task == owner.task_id if task else tid == owner.tid  # noqa: E731
-    for wait in waiters.waits_of(directory, owner.pid, owner.start, is_his):
+    for wait in waiters.waits_of(directory, owner.pid, owner.start, owner.tid, owner.task_id):
         if _is_of(wait, owner) and wait.kind & ~waiters.KEEPS == waiters.FOR_LOCK:
             yield wait
 
@@ -159,9 +163,13 @@ def _error(lock: Handle, cycle: list[Wait], stack: list[traceback.FrameSummary])
     return error
 
 
+def _of_others(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    return [one for one in frames if one.filename.startswith(_TESTS) or not one.filename.startswith(_PACKAGE)]
+
+
 def _stack_of_thread() -> list[traceback.FrameSummary]:
     """Of the calling one, without the frames of this package."""
-    return [frame for frame in traceback.extract_stack() if not frame.filename.startswith(_PACKAGE)]
+    return _of_others(traceback.extract_stack())
 
 
 def _stack_of(task: Any) -> list[traceback.FrameSummary]:
@@ -171,7 +179,7 @@ def _stack_of(task: Any) -> list[traceback.FrameSummary]:
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         frames.extend(traceback.extract_stack(frame, limit=1))
         coroutine = coroutine.cr_await
-    return [frame for frame in frames if not frame.filename.startswith(_PACKAGE)]
+    return _of_others(frames)
 
 
 def _member(directory: str, wait: Wait, before: Wait) -> Member:

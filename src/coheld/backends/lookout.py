@@ -46,6 +46,11 @@ class Turn:
         self.waits = True
         self.granted: Any = False
 
+    def hide(self) -> None:
+        """It is no waiter any more, to others."""
+        if self.place is not None:
+            self.place.end()
+
     def settle(self, error: BaseException | None = None) -> None:
         """In the loop: the task goes on."""
         if not self.future.done():
@@ -220,6 +225,7 @@ class _Locks(_Lookout):
             kept = False
             try:
                 if turn is not None:
+                    turn.hide()  # first: nobody who waits for a lock owns it
                     turn.granted = self._entrusted_to(turn)
                     kept = not reads
                     turn.waits = False

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -78,8 +78,8 @@ class _Table:
     """This process's."""
 
     def __init__(self, directory: str) -> None:
-        self.start = start_of(os.getpid()) or 0
-        self.path = os.path.join(directory, f"waits-{os.getpid()}-{self.start}")
+        self.pid, self.start = os.getpid(), start_of(os.getpid()) or 0
+        self.path = os.path.join(directory, f"waits-{self.pid}-{self.start}")
         header = files.header_here(_KIND, backend="", cell_size=_SLOT.size, libc="", machine="")
         with files.new_file(directory, _FIRST, header) as (made, self.fd):
             os.ftruncate(self.fd, _FIRST + _MOST * _SLOT.size)  # a hole: see _promise
@@ -88,10 +88,6 @@ class _Table:
         self.words = memoryview(self.map).cast("Q")
         self.free: list[int] = []
         self.promised = 0
-
-    def __del__(self) -> None:
-        with suppress(AttributeError, OSError):
-            os.close(self.fd)  # of a forked child, which has none of this
 
     def take(self) -> int | None:
         """A slot that nobody has; its offset.  None: the file system is full."""
@@ -153,11 +149,13 @@ class Place:
         return _wait_in(raw, os.getpid(), self.table.start, self.slot) if raw[0] & 1 else None
 
     def end(self, before: bytes | None = None) -> None:
-        if self.table is _process.table:  # else a signal's handler has forked: this is the child, the slot its parent's
+        if (
+            self.table.pid == os.getpid()
+        ):  # else a signal's handler has forked: this is the child, the slot its parent's
             self.table.write(self.slot, before)
 
     def __del__(self) -> None:
-        if self.table is _process.table:
+        if self.table.pid == os.getpid():
             self.end()
             self.table.free.append(self.slot)
 
@@ -187,27 +185,44 @@ class _Process:
     def begin(self) -> None:
         self.guard = threading.RLock()
         self.table: _Table | None = None
-        self.failed = False
+        self.asked: object = None  # what COHELD_DIR said when it was made, or could not be
         self.local = threading.local()
 
 
 _process = _Process()
-at_fork(child=_process.begin)
+_all: list[_Table] = []
+"""Of this process; one for each directory that it has used, and kept for ever: a thread may be in a wait there."""
+
+
+def _become_child() -> None:
+    for table in _all:
+        os.close(table.fd)  # and no more: the slots are the parent's
+    _all.clear()
+    _process.begin()
+
+
+at_fork(child=_become_child)
 
 
 def _table() -> _Table | None:
     """None: there is no room for one."""
-    if _process.table is None and not _process.failed:
+    asked = (os.environ.get("COHELD_DIR"),)
+    if _process.asked != asked:
         with _process.guard:
-            if _process.table is None and not _process.failed:
-                _process.failed = True
-                with suppress(OSError, CoheldError):
-                    directory = files.lock_directory()
-                    sweep(directory)
-                    _process.table = _Table(directory)
-                    _process.failed = False
-                    leaving.at_exit(_leave)
+            if _process.asked != asked:
+                _process.table = _new_table()
+                _process.asked = asked
     return _process.table
+
+
+def _new_table() -> _Table | None:
+    with suppress(OSError, CoheldError):
+        directory = files.lock_directory()
+        sweep(directory)
+        leaving.at_exit(_leave)
+        _all.append(_Table(directory))
+        return _all[-1]
+    return None
 
 
 def place(name: str) -> Place | None:
@@ -221,16 +236,16 @@ def place(name: str) -> Place | None:
 
 def of_this_thread() -> Place | None:
     """That of the calling thread; None: it has none, and is shown to nobody."""
-    local = _process.local
-    if not hasattr(local, "place"):
-        local.place = place(threading.current_thread().name)
+    local, table = _process.local, _table()
+    if getattr(local, "table", local) is not table:
+        _sit(place(threading.current_thread().name), table)
     return local.place  # type: ignore[no-any-return]
 
 
-def enlist() -> None:
-    """The same for its waits in C."""
-    if (mine := of_this_thread()) is not None:
-        native.enlist(mine.table.map, mine.slot)
+def _sit(mine: Place | None, table: _Table | None) -> None:
+    """That is the calling thread's place from now on, for its waits in C as well, until there is another table."""
+    native.enlist(*((mine.table.map, mine.slot) if mine is not None else ()))
+    _process.local.place, _process.local.table = mine, table
 
 
 @contextmanager
@@ -262,13 +277,13 @@ def deadlock() -> ModuleType:
 
 def stay_out() -> None:
     """The calling thread waits in the stead of others, who are shown."""
-    _process.local.place = None
-    native.enlist()
+    _sit(None, _table())
 
 
 def _leave() -> None:
-    if _process.table is not None:
-        _process.table.remove()
+    for table in _all:
+        if table.pid == os.getpid():
+            table.remove()
 
 
 def sweep(directory: str) -> None:
@@ -299,10 +314,8 @@ def all_waits(directory: str) -> Iterator[Wait]:
                 yield from waits_of(directory, pid, start)
 
 
-def waits_of(
-    directory: str, pid: int, start: int, is_wanted: Callable[[int, int], bool] | None = None
-) -> Iterator[Wait]:
-    """Of that process; one that is being written is not there.  is_wanted: by its thread's number and its task's."""
+def waits_of(directory: str, pid: int, start: int, tid: int | None = None, task: int = 0) -> Iterator[Wait]:
+    """Of that process; one that is being written is not there.  tid, task: only of that thread, and of that task."""
     with suppress(OSError, CoheldError), _opened(directory, pid, start) as file:
         if files.header_of(file.read(files.HEADER_LENGTH)) is None:
             return
@@ -310,8 +323,8 @@ def waits_of(
             raw = _read_at(file, at, _MANY * _SLOT.size)
             if not raw.strip(b"\0"):
                 return
-            for slot, (number, task, tid) in enumerate(_WHO.iter_unpack(raw[: len(raw) // _SLOT.size * _SLOT.size])):
-                if number & 1 and (is_wanted is None or is_wanted(tid, task)):
+            for slot, (number, its_task, its_tid) in enumerate(_WHO.iter_unpack(raw[: len(raw) & -_SLOT.size])):
+                if number & 1 and (tid is None or (its_task == task if its_task else its_tid == tid)):
                     place = at + slot * _SLOT.size
                     first, again = (_wait_in(_read_at(file, place, _SLOT.size), pid, start, place) for _ in range(2))
                     if first == again and first.number & 1:

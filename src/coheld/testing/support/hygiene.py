@@ -18,7 +18,7 @@ from coheld.testing.support import delays, states
 PR_SET_CHILD_SUBREAPER = 36
 SYS_GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}
 PREFIX = "coheld-test-"  # of the private directories in /dev/shm; then the process that made it
-PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "cells-*", "name-*", ".new-*", "core.*")
+PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "cells-*", "name-*", "waits-*", ".new-*", "core.*")
 
 
 def adopt_orphans() -> None:
