@@ -20,7 +20,6 @@ permit, a lease); for readers, who are known by process only.
 from __future__ import annotations
 
 import os
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from time import monotonic
@@ -186,11 +185,10 @@ def _member(directory: str, wait: Wait, before: Wait) -> Member:
     """before: of whoever waits for this one."""
     held, wanted = _resource(directory, before.cell), _resource(directory, wait.cell)
     holder = held.holder if held else None
-    here = wait.pid == os.getpid() and not wait.task and wait.tid == threading.get_native_id()
     return Member(
         pid=wait.pid,
         command=command_of(wait.pid),
-        thread=threading.current_thread().name if here else "" if wait.task else wait.name,
+        thread="" if wait.task else wait.name or str(wait.tid),
         task=wait.name if wait.task else "",
         holds=held.label if held else "",
         held_in=holder.method if holder else "",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import native
 from ..errors import CoheldError
-from ..process import at_fork, start_of
+from ..process import at_fork, start_of, thread_name
 from ..waiting import FOREVER, TOLD_AFTER
 from . import files, leaving
 
@@ -238,8 +238,13 @@ def of_this_thread() -> Place | None:
     """That of the calling thread; None: it has none, and is shown to nobody."""
     local, table = _process.local, _table()
     if getattr(local, "table", local) is not table:
-        _sit(place(threading.current_thread().name), table)
+        _sit(place(_own_name()), table)
     return local.place  # type: ignore[no-any-return]
+
+
+def _own_name() -> str:
+    """Of a thread that threading has not made there is none, and asking for its Thread would make one."""
+    return thread_name(os.getpid(), threading.get_native_id())
 
 
 def _sit(mine: Place | None, table: _Table | None) -> None:

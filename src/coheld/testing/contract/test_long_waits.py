@@ -10,8 +10,7 @@ from coheld.testing.support import delays, procs
 
 SOURCE = """
 import logging, sys
-from coheld import Lockable  # says so here if there is no extension: before there is a handler
-logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
+from coheld import Lockable
 class Router(Lockable):
     @Lockable.locked
     def configure(self):
@@ -21,7 +20,8 @@ class Router(Lockable):
     def read(self):
         print("in", flush=True)
         sys.stdin.readline()
-router = Router(lock_name="r1")
+router = Router(lock_name="r1")  # the first one says so if there is no extension: before there is a handler
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
 """
 
 
