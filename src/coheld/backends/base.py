@@ -29,7 +29,7 @@ from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from ..process import at_fork
 from ..waiting import FOREVER, TOLD_AFTER
-from . import files, of_scheme, waiters
+from . import files, leaving, of_scheme, waiters
 from .monitor import Monitor
 from .tasking import Tasking
 
@@ -187,6 +187,7 @@ class Handle(Monitor, Tasking, _Half):
                 raise IncompatibleError(f"{segment.path} is damaged: {error}", resource=self.label) from None
             if self.resource.named:
                 self.watch()
+        leaving.at_exit(waiters.leave)
 
     def _look(self, obj: object) -> bool:
         """By the owner, about once a second: is the name still this cell's, and has the cell its first state?  One

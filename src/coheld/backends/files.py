@@ -164,9 +164,14 @@ def lock_directory() -> str:
     Raises: InsecureError: if it is a link, another user's, or writable by others; the one that COHELD_DIR names is
     taken as it is.  OSError: if it cannot be made.
     """
-    directory = _named_directory() or os.path.join(_base_directory(), _default_name())
+    directory = directory_here()
     make_directory(directory)
     return directory
+
+
+def directory_here() -> str:
+    """The same, whether it is there or not."""
+    return _named_directory() or os.path.join(_base_directory(), _default_name())
 
 
 def make_directory(directory: str) -> None:

@@ -2,7 +2,7 @@
 what a slot means and why no look at it races.
 
 One file per process, waits-<pid>-<start>, made when one of its threads or tasks first waits for so long that it sleeps.
-It goes when the process ends, or with the first look of another one for files of the dead.  Nothing depends on it:
+It goes when the process ends; of one that is killed, when another one ends, or makes its own.  Nothing depends on it:
 where there is no room for it, waiters are counted and not named, and deadlocks are not found.
 """
 
@@ -81,9 +81,12 @@ class _Table:
         self.pid, self.start = os.getpid(), start_of(os.getpid()) or 0
         self.path = os.path.join(directory, f"waits-{self.pid}-{self.start}")
         header = files.header_here(_KIND, backend="", cell_size=_SLOT.size, libc="", machine="")
-        with files.new_file(directory, _FIRST, header) as (made, self.fd):
-            os.ftruncate(self.fd, _FIRST + _MOST * _SLOT.size)  # a hole: see _promise
-            self.map = mmap.mmap(self.fd, 0)
+        with files.new_file(directory, _FIRST, header) as (made, fd):
+            try:
+                os.ftruncate(fd, _FIRST + _MOST * _SLOT.size)  # a hole: see _promise
+                self.map = mmap.mmap(fd, 0)
+            finally:
+                os.close(fd)
             os.replace(made, self.path)  # of a program before this one in the same process, if there is one
         self.words = memoryview(self.map).cast("Q")
         self.free: list[int] = []
@@ -103,7 +106,11 @@ class _Table:
             if self.promised >= _MOST:
                 return False
             if sys.platform == "linux":  # memory that is not there would be a SIGBUS
-                os.posix_fallocate(self.fd, first, _CHUNK * _SLOT.size)
+                fd = files.open_checked(self.path)
+                try:
+                    os.posix_fallocate(fd, first, _CHUNK * _SLOT.size)
+                finally:
+                    os.close(fd)
             self.promised += _CHUNK
             self.free.extend(first + number * _SLOT.size for number in reversed(range(_CHUNK)))
             return True
@@ -195,9 +202,7 @@ _all: list[_Table] = []
 
 
 def _become_child() -> None:
-    for table in _all:
-        os.close(table.fd)  # and no more: the slots are the parent's
-    _all.clear()
+    _all.clear()  # the slots are the parent's
     _process.begin()
 
 
@@ -219,7 +224,7 @@ def _new_table() -> _Table | None:
     with suppress(OSError, CoheldError):
         directory = files.lock_directory()
         sweep(directory)
-        leaving.at_exit(_leave)
+        leaving.at_exit(leave)
         _all.append(_Table(directory))
         return _all[-1]
     return None
@@ -285,20 +290,21 @@ def stay_out() -> None:
     _sit(None, _table())
 
 
-def _leave() -> None:
+def leave() -> None:
+    """At the end of a process that has used locks."""
     for table in _all:
-        if table.pid == os.getpid():
-            table.remove()
+        table.remove()
+    sweep(files.directory_here())
 
 
 def sweep(directory: str) -> None:
-    """Remove those of dead processes."""
+    """Remove those of dead processes, and never raise for what others remove meanwhile."""
     here = files.header_here(_KIND, backend="", cell_size=_SLOT.size, libc="", machine="")
-    for path, pid, start in _made_in(directory):
+    for path, pid, start in list(_made_in(directory)):
         if start_of(pid) != start:
-            with suppress(OSError), open(path, "rb") as file:
+            with suppress(OSError, CoheldError), files.open_to_look(path) as file:
                 header = files.header_of(file.read(files.HEADER_LENGTH))
-                if header is not None and header.pid_namespace == here.pid_namespace:
+                if header is None or header.pid_namespace == here.pid_namespace:
                     os.unlink(path)
 
 
@@ -306,17 +312,17 @@ def sweep(directory: str) -> None:
 
 
 def _made_in(directory: str) -> Iterator[tuple[str, int, int]]:
-    for entry in os.listdir(directory):
-        if maker := _MADE_BY.match(entry):
-            yield os.path.join(directory, entry), int(maker[1]), int(maker[2])
+    with suppress(OSError):
+        for entry in os.listdir(directory):
+            if maker := _MADE_BY.match(entry):
+                yield os.path.join(directory, entry), int(maker[1]), int(maker[2])
 
 
 def all_waits(directory: str) -> Iterator[Wait]:
     """Of all living processes; nothing is changed."""
-    with suppress(OSError):
-        for _, pid, start in _made_in(directory):
-            if start_of(pid) == start:
-                yield from waits_of(directory, pid, start)
+    for _, pid, start in _made_in(directory):
+        if start_of(pid) == start:
+            yield from waits_of(directory, pid, start)
 
 
 def waits_of(directory: str, pid: int, start: int, tid: int | None = None, task: int = 0) -> Iterator[Wait]:

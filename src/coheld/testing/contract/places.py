@@ -26,8 +26,9 @@ def inode_of(obj: Lockable) -> int:
 
 
 def all_in(directory: str | os.PathLike[str]) -> list[str]:
-    """The name of every file that is there, half-made ones too."""
-    return sorted(os.listdir(directory))
+    """The name of every file that is there, half-made ones too; but of the tables of who waits, which go with their
+    processes."""
+    return sorted(name for name in os.listdir(directory) if not name.startswith("waits-"))
 
 
 def arenas_of(directory: str | os.PathLike[str], pid: int) -> list[str]:

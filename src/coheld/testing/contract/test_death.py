@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -528,7 +529,8 @@ FILES, MORE = 40, 60  # that a process may still open, and locks
 
 
 def take_with_few_files(link: procs.Link, locks: list[Plain]) -> None:
-    most = len(os.listdir("/proc/self/fd")) + FILES
+    used = {int(number) for number in os.listdir("/proc/self/fd")}
+    most = list(islice((number for number in count() if number not in used), FILES + 1))[-1]  # a limit is of numbers
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     held: list[Plain] = []
     takes_files = CAPABILITIES.held_limit is None
