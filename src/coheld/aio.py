@@ -196,9 +196,16 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     if not patient or not await _take(gate, semaphore, b"", deadline):
         return False
     try:
-        return await serve(semaphore._steps(deadline), semaphore._lock)
-    finally:
+        taken: bool = await serve(semaphore._steps(deadline), semaphore._lock)
+    except GeneratorExit:
+        with suppress(NotOwnerError):  # the task may have been found gone before
+            gate._task_give()
+        raise
+    except BaseException:
         gate._task_give()
+        raise
+    gate._task_give()
+    return taken
 
 
 async def serve(steps: waiting.Steps[T], lock: Any) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import DeadlockError
@@ -23,6 +24,9 @@ reading: weakref.WeakKeyDictionary[Any, Readers] = weakref.WeakKeyDictionary()
 """Of each lock.  Changed by the loop's thread alone for the tasks of that loop."""
 
 at_fork(child=reading.clear)
+
+when_closed: list[Callable[[], object]] = []
+"""Called where a task was found that waits, of a loop that is closed."""
 
 
 def current_task() -> Any:
