@@ -119,14 +119,13 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
             finally:
                 lock._task_give()
         readers = tasking.reading.setdefault(lock, tasking.Readers())
-        readers[task] = readers.get(task, 0) + 1
+        ins = readers.setdefault(task, [])
+        ins.append(how)
         try:
             return await fn(self, *args, **kwargs)
         finally:
-            how.leave()  # first, and whatever comes: of a task that the garbage collector ends nothing is left here
-            if (depth := readers.get(task, 0)) > 1:
-                readers[task] = depth - 1
-            else:
+            tasking.count_out(ins)  # first, and whatever comes: readers knows no task any more that is collected
+            if not ins:
                 readers.pop(task, None)
 
     return functools.update_wrapper(call, fn)
