@@ -272,9 +272,10 @@ class Pool(Generic[R]):
 
     ``with pool.lease() as resource:``, or ``async with``. A free resource goes to the request that has waited longest
     of those that it fits. A lease belongs to the process that took it: when that ends, however it ends, the resource is
-    free again. Without a name the pool reaches other processes by fork, spawn or pickle, as its resources do; with one
-    any process of this user finds it, and brings its own objects for the same resources: they are matched by what names
-    them, not by their place in the list.
+    free again; so it is when nothing refers to the lease any more, or when its coroutine is destroyed. Without a name
+    the pool reaches other processes by fork, spawn or pickle, as its resources do; with one any process of this user
+    finds it, and brings its own objects for the same resources: they are matched by what names them, not by their place
+    in the list.
 
     resources: what names one is, in this order: the lock_name of a Lockable; its attribute name, a str; the identity of
     the lock of a Lockable; itself, if it is a str, int, bytes, path, UUID or Enum.
