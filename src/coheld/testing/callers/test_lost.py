@@ -292,7 +292,7 @@ def test_a_waiting_coroutine_that_is_destroyed_under_the_guard_of_those_who_wait
         with those.guard():  # as the collector does it, in the middle of anything
             task.get_coro().close()  # type: ignore[union-attr]
             assert those.waiting == 1
-        assert those.waiting == 0
+        states.wait_until(lambda: not those.waiting, "it is withdrawn by who has the guard next")
         task.cancel()
         with suppress(asyncio.CancelledError, RuntimeError):
             await task
