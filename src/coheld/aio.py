@@ -119,14 +119,13 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
             finally:
                 lock._task_give()
         readers = tasking.reading.setdefault(lock, tasking.Readers())
-        readers[task] = readers.get(task, 0) + 1
+        ins = readers.setdefault(task, [])
+        ins.append(how)
         try:
             return await fn(self, *args, **kwargs)
         finally:
-            how.leave()  # first, and whatever comes: of a task that the garbage collector ends nothing is left here
-            if (depth := readers.get(task, 0)) > 1:
-                readers[task] = depth - 1
-            else:
+            tasking.count_out(ins)  # first, and whatever comes: readers knows no task any more that is collected
+            if not ins:
                 readers.pop(task, None)
 
     return functools.update_wrapper(call, fn)
@@ -196,9 +195,16 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     if not patient or not await _take(gate, semaphore, b"", deadline):
         return False
     try:
-        return await serve(semaphore._steps(deadline), semaphore._lock)
-    finally:
+        taken: bool = await serve(semaphore._steps(deadline), semaphore._lock)
+    except GeneratorExit:
+        with suppress(NotOwnerError):  # the task may have been found gone before
+            gate._task_give()
+        raise
+    except BaseException:
         gate._task_give()
+        raise
+    gate._task_give()
+    return taken
 
 
 async def serve(steps: waiting.Steps[T], lock: Any) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from operator import index
 from time import monotonic
 from typing import Any, NoReturn, Self
@@ -71,6 +72,7 @@ class Semaphore(native.SemaphoreBase):
     @property
     def value(self) -> int:
         """How many permits there are, free or not."""
+        self._check_initialized()
         return self._value
 
     def free(self) -> int:
@@ -100,11 +102,20 @@ class Semaphore(native.SemaphoreBase):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Semaphore:
-        return type(self)(self._value)
+        """A new one without a name, as Lockable's; whatever arguments its class takes."""
+        self._check_initialized()
+        made = memo[id(self)] = type(self).__new__(type(self))
+        Semaphore.__init__(made, self._value)
+        made.__dict__.update(copy.deepcopy(self._own(), memo))
+        return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = {name: value for name, value in self.__dict__.items() if name not in _BOUND}
-        return _rebuild, (type(self), self._lock, self._gate_lock, self._value), own
+        self._check_initialized()
+        return _rebuild, (type(self), self._lock, self._gate_lock, self._value), self._own()
+
+    def _own(self) -> dict[str, Any]:
+        """Its attributes, but for those of this class."""
+        return {name: value for name, value in self.__dict__.items() if name not in _BOUND}
 
     def _open_register(self) -> None:
         """By the owner of the mutex."""

@@ -12,8 +12,12 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
+from inspect import GEN_CLOSED, getgeneratorstate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import CoheldError
 
 if TYPE_CHECKING:
     from ._native import Mutex
@@ -115,7 +119,8 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
     """What holds() returns once that is true.  The lock is held by who calls; it is given up, all levels of it, while
     it does not hold, and held again whenever holds() is called.
 
-    keep: it is held at the end, however that comes; else it may not be where this raises.
+    keep: it is held at the end, however that comes, but for that of a coroutine that is destroyed, which can wait for
+    nothing any more, or of a lock that cannot be had any more; else it may not be where this raises.
     Raises: NotSo: if the deadline passes.
     """
     depth, _, (_, _, _, method) = lock._record()
@@ -127,9 +132,11 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
         try:
             yield Sleep(lock._suspend(first), deadline, method)
             got = yield take
-        except BaseException:
-            if keep and not lock._mine():
-                yield take
+        except GeneratorExit:  # first of all: the collector may run in the thread that owns the lock now
+            raise
+        except BaseException as error:
+            if keep:
+                yield from _taken_back(lock, take, error)
             raise
         if not got:
             raise NotSo
@@ -137,22 +144,37 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
     return value
 
 
-def run(steps: Steps[T], lock: Mutex) -> T:
-    """Serve the steps by blocking the calling thread, to their end."""
-    act: Callable[[], Step] = lambda: next(steps)  # noqa: E731
+def _taken_back(lock: Mutex, take: Take, error: BaseException) -> Steps[None]:
+    """Until the lock is held, whatever signal's handlers raise meanwhile; the last of that is what is raised.
+
+    Raises: CoheldError, OSError: if the lock cannot be had any more.
+    """
+    last = error
     while True:
         try:
-            step = act()
+            if lock._mine():
+                break
+            yield take
+        except (GeneratorExit, CoheldError, OSError):
+            raise
+        except BaseException as newer:
+            last = newer
+    if last is not error:
+        raise last
+
+
+def run(steps: Steps[T], lock: Mutex) -> T:
+    """Serve the steps by blocking the calling thread, to their end."""
+    act: Callable[[], Step] = partial(next, steps)
+    while True:
+        try:
+            while True:
+                step = act()
+                act = partial(steps.send, step.block(lock))
         except StopIteration as end:
             result: T = end.value
             return result
-        act = _answer(steps, step, lock)
-
-
-def _answer(steps: Steps[Any], step: Step, lock: Mutex) -> Callable[[], Step]:
-    try:
-        got = step.block(lock)
-    except BaseException as error:
-        failure = error  # a signal's handler has raised, and the generator sees it where it waits
-        return lambda: steps.throw(failure)
-    return lambda: steps.send(got)
+        except BaseException as error:
+            if getgeneratorstate(steps) == GEN_CLOSED:  # they have raised it, and are at their end
+                raise
+            act = partial(steps.throw, error)  # a signal's handler has, and they see it where they wait

@@ -34,7 +34,7 @@ _HANDOFF_AGE = 500_000  # ns
 
 
 class _Reads(threading.local):
-    """Of this thread: by each lock that it reads, how many calls deep."""
+    """Of this thread: by the identity of each register by which it is in, how many calls deep."""
 
     def __init__(self) -> None:
         self.depth: dict[int, int] = {}
@@ -48,21 +48,41 @@ at_fork(child=_reads.forget)
 
 
 class InThread:
-    """A thread is in, by a reading call of its own."""
+    """A reading call of a thread: made before it is counted in, so that an interrupt, wherever it comes, finds who
+    counts it out: the call, or the end of this.  Its marks go with what they say in one step, see stateful.py."""
 
-    def __init__(self, lock: Any, tally: Tally) -> None:
-        self._lock, self._tally = lock, tally
-        _reads.depth[id(lock)] = _reads.depth.get(id(lock), 0) + 1
+    __slots__ = ("_depth", "_forks", "_tally", "counted", "known")
+
+    def __init__(self) -> None:
+        self._depth, self._forks = _reads.depth, claims.forks()
+        self._tally: Tally | None = None
+        self.counted = self.known = False
+
+    def enter(self, tally: Tally) -> None:
+        """By the owner of the lock, or a thread that is in."""
+        self._tally, depth, key = tally, self._depth, id(tally)
+        tally.enter(self)
+        deeper = depth.get(key, 0) + 1
+        depth[key] = deeper
+        self.known = True
 
     def leave(self) -> None:
-        """The end of it; in a child of a fork, which is not in, nothing."""
-        mine = _reads.depth
-        if id(self._lock) not in mine:
+        """The end of it; again, or in a child of a fork, which is not in, nothing."""
+        tally, depth, key = self._tally, self._depth, id(self._tally)
+        if tally is None or self._forks != claims.forks():
             return
-        mine[id(self._lock)] -= 1
-        if not mine[id(self._lock)]:
-            del mine[id(self._lock)]
-        self._tally.leave()
+        if self.known:
+            deep = depth.get(key, 0)
+            self.known = False
+            if deep > 1:
+                depth[key] = deep - 1
+            else:
+                depth.pop(key, None)
+        if self.counted:
+            tally.leave(self)
+
+    def __del__(self) -> None:
+        self.leave()
 
 
 class Shared(_Half):
@@ -110,7 +130,7 @@ class Shared(_Half):
         else:
             _ = self.task  # one that is gone has died
         if self.readers is not None and self.readers.here():
-            self._reads_itself(id(self) in _reads.depth)
+            self._reads_itself(self._thread_is_in())
 
     def _task_take(self, obj: object, method: bytes, patient: bool, /) -> bool:
         """For the running task; False: it is not free, or others wait; patient: also one that waits for long."""
@@ -182,14 +202,21 @@ class Shared(_Half):
         found = beside.existing(Tally, self.segment, self.offset)
         return found.living() if found else []
 
+    def _thread_is_in(self) -> bool:
+        """By the register of now: an earlier one is of a file that has lost its name."""
+        return self.readers is not None and id(self.readers) in _reads.depth
+
     def _thread_reads(self, obj: object, method: str, timeout: float | None, /) -> Any:
         """How the calling thread is in, by a call of its own; None: not within the time."""
-        if id(self) in _reads.depth or self._task_reads():
-            assert self.readers is not None
-            self.readers.enter()
-            return InThread(self, self.readers)
-        how = self._queue_to_read(obj, method, timeout)
-        return how if how is None or how is self else InThread(self, how)
+        register, place = self.readers, InThread()
+        try:
+            if register is not None and (id(register) in _reads.depth or self._task_reads()):
+                place.enter(register)
+                return place
+            return self._queue_to_read(obj, method, timeout, place)
+        except BaseException:
+            place.leave()
+            raise
 
     def _read(self, obj: object, method: bytes, again: bool, /) -> Any:
         """How the running task is in, or None."""
@@ -200,47 +227,52 @@ class Shared(_Half):
             return None
         return self._queue_to_read(obj, method.decode(errors="replace"), 0)
 
-    def _queue_to_read(self, obj: object, method: str, timeout: float | None) -> Any:
+    def _queue_to_read(self, obj: object, method: str, timeout: float | None, place: InThread | None = None) -> Any:
         mine = self._mine()
         if not self._take(obj, method, timeout, None, True):
             return None
         if mine:
             return self  # a level more
         try:
-            return self._read_on()
+            register = self._read_on(place)
+            return register if place is None else place
         finally:
             self.release()
 
-    def _read_on(self) -> Tally:
-        """By the owner: this process has one reader more."""
+    def _read_on(self, place: InThread | None = None) -> Tally:
+        """By the owner: this process has one reader more; of a thread: at that place."""
         if self.readers is None:
             self._open_register()
-        assert self.readers is not None
-        self.readers.enter()
+        register = self.readers
+        assert register is not None
+        if place is None:
+            register.enter()
+        else:
+            place.enter(register)
         self._place().flags |= READERS
-        return self.readers
+        return register
 
     def _await_readers(self, deadline: float, stop: bytearray | None) -> bool:
         """By the owner: until nobody reads; False: not by that time.monotonic()."""
         if self.readers is None:
             self._open_register()
-        assert self.readers is not None
         if stop is not None:
             return self._look_on(deadline, stop)
         with waiters.listed(self, waiters.FOR_READERS, self._record()[2][3], deadline):
             return self._look_on(deadline, stop)
 
     def _look_on(self, deadline: float, stop: bytearray | None) -> bool:
-        assert self.readers is not None
+        register = self.readers
+        assert register is not None
         who, cell, patience = claims.this_caller().who, self._place(), waiters.Patience(self, False)
         try:
             for nap in naps():
-                if not self.readers.busy():
+                if not register.busy():
                     break
                 if left(deadline) <= 0 or (stop and stop[0]):
                     return False
-                if self.readers.here():
-                    self._reads_itself(id(self) in _reads.depth)
+                if register.here():
+                    self._reads_itself(self._thread_is_in())
                 patience.look()
                 cell.enrol(who, 0)
                 self._doze(min(nap, left(deadline)), deque())

@@ -6,6 +6,11 @@ of all processes, and makes the first task the owner before it gives the mutex b
 lock is free and a newcomer could pass.  Then it wakes the task's loop.  A turn is settled under the lookout's guard, in
 one of two ways: it was granted, or it was withdrawn (a time-out, a cancellation).  Who is cancelled and finds it
 granted gives the lock back.
+
+A coroutine may be destroyed by the collector of garbage, in the middle of whatever runs: also of a section under the
+guard, in the same thread, with half of it done.  So such a turn is dropped: noted, and withdrawn by whoever has the
+guard when it gives that back.  The note comes before a try for the guard, and who has given the guard back looks for
+notes after that: one of the two finds it.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ import asyncio
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeadlockError
+from ..errors import CoheldError, DeadlockError
 from ..process import at_fork
 from ..waiting import FOREVER
 from . import waiters
+from .tasking import when_closed
 from .waiters import deadlock
 
 if TYPE_CHECKING:
@@ -33,9 +41,10 @@ _PATIENCE = 0.2
 class Turn:
     """A task's place in a queue.  granted: how, or False."""
 
-    __slots__ = ("future", "granted", "key", "loop", "place", "reads", "task", "tid", "timer", "waits")
+    __slots__ = ("future", "granted", "key", "lock", "loop", "place", "reads", "task", "tid", "timer", "waits")
 
-    def __init__(self, key: Any, reads: bool) -> None:
+    def __init__(self, lock: Handle, key: Any, reads: bool) -> None:
+        self.lock = lock  # for the collector, which has taken weak references off it
         self.loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
         self.tid = threading.get_native_id()
@@ -64,6 +73,8 @@ class Turn:
         try:
             self.loop.call_soon_threadsafe(self.settle, error)
         except RuntimeError:
+            for look in when_closed:
+                look()
             return False
         return True
 
@@ -75,7 +86,8 @@ class _Lookout:
 
     def __init__(self, lock: Handle) -> None:
         self.reference = weakref.ref(lock)
-        self.guard = threading.Lock()
+        self._guard = threading.Lock()
+        self.dropped: deque[Turn] = deque()
         self.turns: deque[Turn] = deque()
         self.waiting = 0
         self.stop = bytearray(1)
@@ -89,7 +101,7 @@ class _Lookout:
 
     async def wait(self, key: Any, method: bytes, deadline: float, reads: bool = False, keep: bool = False) -> Any:
         """How it was granted by the deadline, a time.monotonic(); False: it was not."""
-        turn = Turn(key, reads)
+        turn = Turn(self.lock, key, reads)
         kind = waiters.kind_of(self.what_for, deadline, keep)
         self._show(turn, kind, method)
         self.enter(turn)
@@ -99,6 +111,10 @@ class _Lookout:
             turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._look, turn)
         try:
             return await turn.future
+        except GeneratorExit:
+            self.dropped.append(turn)
+            self._take_dropped()
+            raise
         except BaseException:
             if not self.withdraw(turn) and turn.granted:
                 self.refuse(turn)
@@ -125,8 +141,31 @@ class _Lookout:
         else:
             turn.timer = turn.loop.call_later(waiters.SEARCH_AGAIN, self._look, turn)
 
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Held for moments."""
+        try:
+            with self._guard:
+                yield
+        finally:
+            self._take_dropped()
+
+    def _take_dropped(self) -> None:
+        """Never blocks: it may be a thread that has the guard which destroys a coroutine."""
+        while self.dropped and self._guard.acquire(blocking=False):
+            try:
+                turn = self.dropped.popleft() if self.dropped else None
+                waited = turn is not None and self._take_out(turn)
+            finally:
+                self._guard.release()
+            if waited:
+                self._let_go()
+            elif turn is not None and turn.granted:
+                with suppress(CoheldError, OSError):  # theirs whose coroutine it was
+                    self.refuse(turn)
+
     def enter(self, turn: Turn) -> None:
-        with self.guard:
+        with self.guard():
             if not self.running:  # first: where no thread is to be had, nobody waits
                 name = f"coheld {self.lock.label}"
                 threading.Thread(target=self._run, args=(self.lock,), name=name, daemon=True).start()
@@ -136,14 +175,24 @@ class _Lookout:
 
     def withdraw(self, turn: Turn) -> bool:
         """False: it was settled before."""
-        with self.guard:
-            if not turn.waits:
-                return False
-            turn.waits = False
-            self.count(-1)
-        if self.stop[0]:
-            self.lock._nudge()
+        with self.guard():
+            waited = self._take_out(turn)
+        if waited:
+            self._let_go()
+        return waited
+
+    def _take_out(self, turn: Turn) -> bool:
+        """Under the guard."""
+        if not turn.waits:
+            return False
+        turn.waits = False
+        self.count(-1)
         return True
+
+    def _let_go(self) -> None:
+        """Who waits in their stead looks whether it still has to."""
+        if self.stop[0] and (lock := self.reference()) is not None:
+            lock._nudge()
 
     def count(self, more: int) -> None:
         """So many more wait."""
@@ -164,7 +213,7 @@ class _Lookout:
                     turn.tell(error)
 
     def _is_wanted(self) -> bool:
-        with self.guard:
+        with self.guard():
             if not self.waiting:
                 self.turns.clear()
                 self.running = False
@@ -172,7 +221,7 @@ class _Lookout:
 
     def taken(self) -> list[Turn]:
         """All who wait, and they do no more."""
-        with self.guard:
+        with self.guard():
             turns = [turn for turn in self.turns if turn.waits]
             self.turns.clear()
             self.count(-len(turns))
@@ -210,7 +259,7 @@ class _Locks(_Lookout):
         return self.turns[0] if self.turns else None
 
     def _next_reads(self) -> bool:
-        with self.guard:
+        with self.guard():
             first = self._first()
             self.reads = first is not None and first.reads
             self.count(0)
@@ -218,7 +267,7 @@ class _Locks(_Lookout):
 
     def _granted(self, reads: bool) -> Turn | None:
         """The first has it; None: there is none, or another is the first by now, and waits for something else."""
-        with self.guard:
+        with self.guard():
             turn = self._first()
             if turn is not None and turn.reads != reads:
                 turn = None
@@ -247,7 +296,7 @@ class _Locks(_Lookout):
         if turn.reads and how:
             how.leave()
         elif how:
-            self.lock._task_give()
+            turn.lock._task_give()
 
 
 class _News(_Lookout):
@@ -256,16 +305,22 @@ class _News(_Lookout):
     what_for = waiters.FOR_GUARD
 
     def serve(self) -> None:
-        with self.guard:
+        with self.guard():
             epochs = [turn.key for turn in self.turns if turn.waits]
-        if epochs and self.lock._sleep(epochs[0], monotonic() + _PATIENCE, ""):
-            for turn in self._told(epochs[0]):
-                turn.tell()
+        if not epochs:
+            return
+        news = self.lock._sleep(epochs[0], monotonic() + _PATIENCE, "")
+        for turn in self._told(epochs[0] if news else None):
+            turn.tell()
 
-    def _told(self, epoch: int) -> list[Turn]:
-        with self.guard:
-            told = [turn for turn in self.turns if turn.waits and turn.key == epoch]
-            self.turns = deque(turn for turn in self.turns if turn.waits and turn.key != epoch)
+    def _told(self, epoch: int | None) -> list[Turn]:
+        """Those who wait for news of that epoch, or cannot be told any more."""
+        with self.guard():
+            waiting = [turn for turn in self.turns if turn.waits]
+            told: list[Turn] = []
+            self.turns = deque()
+            for turn in waiting:
+                (told if turn.key == epoch or turn.loop.is_closed() else self.turns).append(turn)
             for turn in told:
                 turn.waits, turn.granted = False, True
             self.count(-len(told))

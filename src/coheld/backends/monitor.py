@@ -87,12 +87,16 @@ class Monitor(_Half):
     def _wait_steps(self, obj: object, predicate: Callable[[], T], timeout: float | None) -> waiting.Steps[T]:
         deadline = monotonic() + waiting.seconds_of(timeout)
         atomic = self.atomic  # others begin at 0 meanwhile, and so does who takes the lock back
+        destroyed = False
         try:
             return (yield from waiting.until(self, obj, lambda: self._look_or_commit(predicate), deadline, keep=True))
         except waiting.NotSo:
             raise self._not_so("what was waited for did not come", timeout or 0) from None
+        except GeneratorExit:  # the collector may run in a call of another, who owns the lock now
+            destroyed = True
+            raise
         finally:
-            if self._mine():
+            if not destroyed and self._mine():
                 self.atomic = atomic
 
     def _look_at(self, predicate: Callable[..., T], *args: object) -> T:

@@ -24,6 +24,12 @@ from .beside import HEAD_SIZE, Counting, Head
 _WORDS = 4  # of a record: process, start, count, and one to spare
 
 
+class _Mark:
+    """Of a task's reader, which no interrupt divides from its count."""
+
+    counted = False
+
+
 class Tally(Counting):
     """It, mapped."""
 
@@ -88,20 +94,24 @@ class Tally(Counting):
         pid = self.words[at]
         return bool(pid) and start_of(pid) == self.words[at + 1]
 
-    def _change(self, at: int, by: int) -> None:
-        with self._guard:
-            self.words[at + 2] = self.words[at + 2] + by
-
     # -- readers -------------------------------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """By the owner of the lock, or one who is in: this process has one reader more."""
-        self._change(self._claim(), 1)
+    # A mark is set beside the count, without a call between, so that no signal's handler sees one without the other.
 
-    def leave(self) -> None:
+    def enter(self, mark: Any = None) -> None:
+        """By the owner of the lock, or one who is in: this process has one reader more, which mark.counted says."""
+        at, mark = self._claim(), mark or _Mark()
+        with self._guard:
+            self.words[at + 2] = self.words[at + 2] + 1
+            mark.counted = True
+
+    def leave(self, mark: Any = None) -> None:
         """One less. In a child of a fork, which is not in: nothing."""
-        if (at := self._own()) >= 0 and self.words[at + 2]:
-            self._change(at, -1)
+        at, mark = self._own(), mark or _Mark()
+        with self._guard:
+            if at >= 0 and self.words[at + 2]:
+                self.words[at + 2] = self.words[at + 2] - 1
+            mark.counted = False
 
     def here(self) -> bool:
         """Is this process in?"""

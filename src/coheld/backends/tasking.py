@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import DeadlockError
@@ -16,13 +18,23 @@ else:
     _Half = object
 
 
-Readers = weakref.WeakKeyDictionary[Any, int]
-"""Tasks of this process that read a lock, and how many calls deep."""
+Readers = weakref.WeakKeyDictionary[Any, list[Any]]
+"""Tasks of this process that read a lock, and by which register each call of theirs is in: whoever takes one off the
+list counts that out."""
 
 reading: weakref.WeakKeyDictionary[Any, Readers] = weakref.WeakKeyDictionary()
 """Of each lock.  Changed by the loop's thread alone for the tasks of that loop."""
 
 at_fork(child=reading.clear)
+
+when_closed: list[Callable[[], object]] = []
+"""Called where a task was found that waits, of a loop that is closed."""
+
+
+def count_out(ins: list[Any]) -> None:
+    """The end of one reading call; nothing if it was counted out before."""
+    with suppress(IndexError):
+        ins.pop().leave()
 
 
 def current_task() -> Any:
@@ -66,8 +78,11 @@ class Tasking(_Half):
         )
 
     def _task_reads(self) -> bool:
-        """Is the running task in a reading call?"""
-        return (tasks := reading.get(self)) is not None and current_task() in tasks
+        """Is the running task in a reading call?  Not by a register of a file that has lost its name since."""
+        if (tasks := reading.get(self)) is None or (task := current_task()) is None:
+            return False
+        register = self.readers
+        return any(how is register for how in tasks.get(task, ()))
 
     def _reads_itself(self, this_thread: bool) -> bool:
         """By who is about to wait for readers, or for one who does; this process has some. this_thread: it is in one of
@@ -79,9 +94,15 @@ class Tasking(_Half):
                 resource=self.label,
             )
         here, readers = current_task(), reading.get(self)
-        if here is None or readers is None:
+        if readers is None:
             return False
         tasks = [reference() for reference in readers.keyrefs()]  # in one step: those of other loops come and go
+        for closed in (task for task in tasks if task is not None and task.get_loop().is_closed()):
+            ins = readers.pop(closed, [])  # as an owner's, its call has come to its end
+            while ins:
+                count_out(ins)
+        if here is None:
+            return False
         stuck = next((task for task in tasks if task is not None and task.get_loop() is here.get_loop()), None)
         if stuck is not None:
             raise DeadlockError(

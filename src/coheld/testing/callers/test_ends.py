@@ -6,6 +6,8 @@ import gc
 import os
 import random
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import coheld
 from coheld import Lockable, Pool, Semaphore
 from coheld.pool import Lease, _Ledger
-from coheld.testing.contract.observe import CAPABILITIES, give_all_back
+from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back
 from coheld.testing.support import delays, effort, procs
 
 
@@ -38,6 +40,15 @@ class Bed(Lockable):
             link.say("in")
             link.hear()
 
+    @Lockable.locked(exclusive=False)
+    def read_around(self, act: Callable[[], None]) -> None:
+        act()
+        self.read()
+
+    @staticmethod
+    def read_for(link: procs.Link, bed: "Bed") -> None:
+        bed.read(link)
+
     @Lockable.locked(timeout=delays.MEDIUM)
     def write(self) -> None:
         pass
@@ -52,6 +63,25 @@ def test_a_reading_task_that_is_destroyed_reads_no_more() -> None:
     loop.close()
     del task
     gc.collect()
+    bed.write()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the coroutine
+def test_a_reading_task_of_a_closed_loop_reads_no_more_though_somebody_refers_to_it() -> None:
+    bed, loop = Bed(), asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    tasks = [loop.create_task(bed.hang()) for _ in range(3)]
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    bed.write()
+    with ExitStack() as running:
+        reader = running.enter_context(procs.start(Bed.read_for, bed))
+        reader.expect("in")
+        tasks.clear()
+        gc.collect()  # which counts nobody out once more
+        with pytest.raises(coheld.LockTimeout):
+            bed.write()
+        reader.tell("end")
     bed.write()
 
 
@@ -88,6 +118,25 @@ def test_to_enter_a_lease_comes_to_all_or_nothing_wherever_a_signal_comes(rng: r
             if not CAPABILITIES.uninterruptible_entry:
                 give_all_back(pool._ledger)
             assert coheld.holder(pool._ledger) is None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file of /proc, interrupted
+def test_an_interrupted_reading_call_is_counted_out_wherever_a_signal_comes(rng: random.Random) -> None:
+    bed, before = Bed(), signal.signal(signal.SIGALRM, interrupt)
+    bed.read()
+    try:
+        for _ in range(effort.rounds(3000)):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 2e-4))
+                bed.read()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                pass
+            assert not bed.__lock__.readers.counts()
+            if not CAPABILITIES.uninterruptible_entry:
+                give_all_back(bed)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -130,3 +179,16 @@ def test_who_still_has_a_file_without_its_name_does_not_replace_the_register_of_
             assert writer.result() is False
         reader.tell("end")
         reader.end()
+
+
+def test_a_reading_call_inside_of_one_whose_file_has_lost_its_name() -> None:
+    bed = Bed(lock_name="bed")
+
+    def lose_it() -> None:
+        os.unlink(bed.__lock__.segment.path)
+        bed.__lock__.watch()
+        elsewhere(bed.write)  # of the next file
+
+    bed.read_around(lose_it)
+    assert not bed.__lock__.readers.counts()
+    bed.write()

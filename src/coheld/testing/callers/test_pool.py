@@ -121,6 +121,17 @@ def test_bad_arguments() -> None:
     assert pool.free() == ["a"]
 
 
+def test_without_init_it_says_so() -> None:
+    class Hasty(Pool[str]):
+        def __init__(self) -> None:
+            pass
+
+    for call in (Hasty().lease, Hasty().free, lambda: len(Hasty())):
+        with pytest.raises(coheld.NotInitializedError, match="Hasty: Pool"):
+            call()
+    assert repr(Hasty()) == "<Hasty, not attached>"
+
+
 def test_a_lease_is_for_one_use() -> None:
     pool = Pool(["a"])
     lease = pool.lease()

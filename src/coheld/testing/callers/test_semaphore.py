@@ -173,8 +173,11 @@ def test_without_init_it_says_so() -> None:
         Hasty().acquire()
     with pytest.raises(coheld.NotInitializedError):
         Hasty().release()
-    with pytest.raises(coheld.NotInitializedError):
-        Hasty().free()
+    calls = Hasty().free, lambda: Hasty().value, lambda: copy.deepcopy(Hasty()), lambda: pickle.dumps(Hasty())
+    for call in calls:
+        with pytest.raises(coheld.NotInitializedError):
+            call()
+    assert repr(Hasty()) == "<Hasty, not attached>"
 
     async def main() -> None:
         for timeout in (None, 0):
@@ -270,6 +273,20 @@ def test_copies() -> None:
 
 class Slots(Semaphore):
     label = "here"
+
+
+class Licences(Semaphore):
+    def __init__(self, product: str, *, count: int) -> None:
+        super().__init__(count)
+        self.product, self.users = product, [self]
+
+
+def test_a_deep_copy_of_a_class_with_arguments_of_its_own_has_its_attributes() -> None:
+    licences = Licences("simulator", count=3)
+    with licences:
+        other = copy.deepcopy(licences)
+        assert type(other) is Licences and other.value == other.free() == 3
+        assert other.product == "simulator" and other.users == [other]
 
 
 def test_its_files_go_with_it(coheld_dir: Path) -> None:
