@@ -28,6 +28,7 @@
     semaphore.py   Semaphore
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
+    ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, ps, rm, show, demo
     testing/       public: the contract of a backend as tests, and what they are made with
@@ -36,6 +37,7 @@ Each imports only what stands above it.
 """
 
 from importlib import import_module as _import_module
+from os import environ as _environ
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -106,3 +108,7 @@ def __getattr__(name: str) -> _Any:
     if name == "Pool":
         return _import_module(f"{__name__}.pool").Pool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if _environ.get("COHELD_CHECK_ORDER", "") not in ("", "0"):
+    _import_module(f"{__name__}.ordering").start()
