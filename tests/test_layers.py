@@ -36,6 +36,7 @@ LAYERS = [
     "coheld",  # the package as its users see it
     "pyats",
     "cli",
+    "pytest",
     "testing",
 ]
 

@@ -31,6 +31,7 @@
     ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, ps, rm, show, demo
+    pytest.py      a plugin of pytest: the order of locks, and who has them when a test times out
     testing/       public: the contract of a backend as tests, and what they are made with
 
 Each imports only what stands above it.
