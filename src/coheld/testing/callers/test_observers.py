@@ -380,6 +380,53 @@ def test_a_child_that_an_observer_forks_owns_nothing(take: Any) -> None:
     assert is_free(bed)
 
 
+class Pausing(Watch):
+    """Tells the test where it is, and goes no further."""
+
+    def __init__(self, link: procs.Link, where: str) -> None:
+        super().__init__()
+        self.link, self.where = link, where
+
+    def acquired(self, lock: Any, waited: float) -> None:
+        self.pause("acquired")
+
+    def released(self, lock: Any) -> None:
+        self.pause("released")
+
+    def pause(self, where: str) -> None:
+        if where == self.where:
+            self.link.say(where)
+            self.link.wait_for("go")
+
+
+def pause_in(link: procs.Link, bed: Bed, where: str) -> None:
+    observing.start(Pausing(link, where))
+    bed.book()
+
+
+def test_who_is_killed_in_acquired_has_died_with_the_lock() -> None:
+    bed = Bed()
+    with procs.start(pause_in, bed, "acquired", method="fork") as child:
+        child.expect("acquired")
+        assert not bed.acquire(blocking=False)
+        child.kill()
+        assert bed.acquire(timeout=delays.LONG)
+    assert coheld.statistics(bed).recoveries == 1
+    bed.release()
+
+
+def test_nobody_waits_for_who_is_in_released() -> None:
+    bed = Bed()
+    with procs.start(pause_in, bed, "released", method="fork") as child:
+        child.expect("released")
+        assert bed.acquire(blocking=False)
+        bed.release()
+        child.kill()
+    assert bed.acquire(blocking=False)
+    assert coheld.statistics(bed).recoveries == 0
+    bed.release()
+
+
 # ---- tasks ---------------------------------------------------------------------------------------------------------
 
 
