@@ -273,9 +273,17 @@ def test_what_is_waited_for_is_not_held() -> None:
 
 
 def test_who_waits_takes_it_again_after_what_it_holds() -> None:
-    bed, gpu = Bed(), Gpu()
-    with bed, gpu, pytest.raises(LockTimeout):
-        coheld.wait_for(bed, lambda: False, timeout=delays.SHORT)  # without bed, with gpu: and then bed
+    bed, gpu, opened = Bed(), Gpu(), []
+
+    def open_it() -> None:
+        with bed:
+            opened.append(True)
+
+    thread = threading.Thread(target=open_it)
+    with bed, gpu:
+        thread.start()
+        coheld.wait_for(bed, lambda: opened)  # without bed, with gpu: and then bed
+    thread.join(delays.LONG)
     assert len(found()) == 1
 
 

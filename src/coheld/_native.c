@@ -463,6 +463,7 @@ static int __attribute__((noinline)) mutex_commit(Mutex *self) {
 
 static int task_release(Mutex *self, Cell *c, uint64_t nonce);
 static int tell_given(Mutex *self, int rc);
+static int release_and_tell(Mutex *self, Cell *c, int rc);
 
 /* One level back.  0.  -1: not mine, nothing changed; the caller says so.  -2: given back, and the commit has raised. */
 static inline int mutex_release(Mutex *self) {
@@ -474,9 +475,9 @@ static inline int mutex_release(Mutex *self) {
         rc = mutex_commit(self) ? -2 : 0;
         if (UNLIKELY(!still_mine(c))) return rc ? rc : -1; /* a handler has forked, and this is the child */
     }
-    int told = UNLIKELY(self->told) && LOAD(&c->owner.depth) == 1; /* after it, self->told is the next owner's */
+    if (UNLIKELY(self->told)) return release_and_tell(self, c, rc);
     cell_release(c);
-    return UNLIKELY(told) ? tell_given(self, rc) : rc;
+    return rc;
 }
 
 /* A level of the task of that nonce is given back, whoever runs: one that is destroyed is not what runs.  As mutex_release. */

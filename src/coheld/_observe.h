@@ -38,6 +38,13 @@ static int __attribute__((noinline)) tell_given(Mutex *self, int rc) {
     return rc;
 }
 
+/* The end of mutex_release, of what was told.  After the release, self->told is the next owner's. */
+static int __attribute__((noinline)) release_and_tell(Mutex *self, Cell *c, int rc) {
+    int last = LOAD(&c->owner.depth) == 1;
+    cell_release(c);
+    return last ? tell_given(self, rc) : rc;
+}
+
 /* ==== 2. An acquire that is heard of ==== */
 
 /* As mutex_acquire, and nothing is told yet.  begun: when it found that it had to wait; 0: it had not.  A try first, as
