@@ -18,6 +18,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 nitpick_ignore = [("py:class", f"coheld.{name}") for name in ("lockable.F", "lockable.T", "state.T", "aio.T", "pool.R")]
 nitpick_ignore += [("py:class", f"collections.abc.{name}") for name in ("Callable", "Iterable")]
+nitpick_ignore += [("py:class", "Handle")]  # what obj.__lock__ is, to observers
 nitpick_ignore += [("py:class", "dict[int")]  # of a dataclass's signature, cut at the comma
 
 html_theme = "furo"

@@ -23,6 +23,7 @@ LAYERS = [
     "_native",
     "_portable",
     "native",
+    "observing",
     "backends",
     "state",
     "aio",
@@ -31,9 +32,11 @@ LAYERS = [
     "semaphore",
     "pool",
     "inspecting",
+    "ordering",
     "coheld",  # the package as its users see it
     "pyats",
     "cli",
+    "pytest",
     "testing",
 ]
 

@@ -11,9 +11,10 @@
     _register.h    which processes are in, and how many times: readers, holders of permits
     _native.c      the Python types over them, and the fast path of a locked call; parts of it: _lockable.h, _field.h,
                    _locked.h for Lockable, shared fields and locked methods, _shared.h guards, _task.h and _entrust.h
-                   tasks as owners, _wait.h waits, _reading.h readers, _permits.h semaphores
+                   tasks as owners, _wait.h waits, _observe.h observers, _reading.h readers, _permits.h semaphores
     _portable.py   the same types in Python, for where there is no extension
     native.py      the one or the other, as all others import it
+    observing.py   who hears of locks that are taken and given back
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
@@ -27,14 +28,17 @@
     semaphore.py   Semaphore
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
+    ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, ps, rm, show, demo
+    pytest.py      a plugin of pytest: the order of locks, and who has them when a test times out
     testing/       public: the contract of a backend as tests, and what they are made with
 
 Each imports only what stands above it.
 """
 
 from importlib import import_module as _import_module
+from os import environ as _environ
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -105,3 +109,7 @@ def __getattr__(name: str) -> _Any:
     if name == "Pool":
         return _import_module(f"{__name__}.pool").Pool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if _environ.get("COHELD_CHECK_ORDER", "") not in ("", "0"):
+    _import_module(f"{__name__}.ordering").start()

@@ -65,11 +65,22 @@ def _print(found: Sequence[Any]) -> None:
     rows = [_row(one) for one in found[:_ROWS]]
     more = f"and {len(found) - _ROWS} more: coheld ps --json" if len(found) > _ROWS else ""
     if not (sys.stdout.isatty() and _print_table(rows)):
-        widths = [max(len(row[column]) for row in [_HEADINGS, *rows]) for column in range(len(_HEADINGS))]
-        for row in [_HEADINGS, *rows]:
-            print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        print(*_aligned(rows), sep="\n")
     if more:
         print(more)
+
+
+def lines_of(found: Sequence[Any]) -> list[str]:
+    """All of them as plain lines, with headings."""
+    return _aligned([_row(one) for one in found])
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in [_HEADINGS, *rows]) for column in range(len(_HEADINGS))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in [_HEADINGS, *rows]
+    ]
 
 
 def _print_table(rows: list[list[str]]) -> bool:
