@@ -31,6 +31,7 @@ LAYERS = [
     "semaphore",
     "pool",
     "inspecting",
+    "stacks",
     "coheld",  # the package as its users see it
     "pyats",
     "cli",

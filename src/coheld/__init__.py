@@ -27,6 +27,7 @@
     semaphore.py   Semaphore
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
+    stacks.py      what a process that allows it does now: for coheld ps --stack
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, ps, rm, show, demo
     testing/       public: the contract of a backend as tests, and what they are made with
@@ -35,10 +36,12 @@ Each imports only what stands above it.
 """
 
 from importlib import import_module as _import_module
+from os import environ as _environ
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._version import __version__
+from .backends import at_first_use as _at_first_use
 from .backends.survey import Resource
 from .errors import (
     BackendError,
@@ -96,6 +99,9 @@ for _name in __all__:
     if isinstance(_public, type) or callable(_public):
         _public.__module__ = __name__  # so that tracebacks and pickles show the public name
 del _name, _public
+
+if _environ.get("COHELD_STACKS", "0") not in ("", "0"):
+    _at_first_use.append(lambda: _import_module(f"{__name__}.stacks").serve_or_tell())
 
 
 def __getattr__(name: str) -> _Any:
