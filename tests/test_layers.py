@@ -23,6 +23,7 @@ LAYERS = [
     "_native",
     "_portable",
     "native",
+    "observing",
     "backends",
     "state",
     "aio",

@@ -11,9 +11,10 @@
     _register.h    which processes are in, and how many times: readers, holders of permits
     _native.c      the Python types over them, and the fast path of a locked call; parts of it: _lockable.h, _field.h,
                    _locked.h for Lockable, shared fields and locked methods, _shared.h guards, _task.h and _entrust.h
-                   tasks as owners, _wait.h waits, _reading.h readers, _permits.h semaphores
+                   tasks as owners, _wait.h waits, _observe.h observers, _reading.h readers, _permits.h semaphores
     _portable.py   the same types in Python, for where there is no extension
     native.py      the one or the other, as all others import it
+    observing.py   who hears of locks that are taken and given back
     backends/      where locks live: a URL names one; base.py what each has to give, and the handle of a lock: what is
                    said and done off the fast path; monitor.py guards and atomic calls; tasking.py and lookout.py tasks
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,

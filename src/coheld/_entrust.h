@@ -10,9 +10,9 @@ static int task_takes(Mutex *self, PyObject *task, PyObject *obj, const Label *m
     if (UNLIKELY(self->queued) && !(c && cell_tasked(c) && task_mine(self, c))) return 0;
     if (patient && c && LOAD(&c->handoff) && !holds(self, c)) return 0; /* somebody has waited for long */
     if (c && still_mine(c)) return call_hook(self, "_stuck", NULL); /* its thread holds it, around the loop */
-    int rc = mutex_acquire(self, obj, method, 0);
+    int rc = mutex_acquire_or_stop(self, obj, method, 0, NULL, 0);
     if (rc <= 0 || !cell_mine(c = cell_of(self))) return rc; /* one level more of its own */
-    if (mutex_entrust(self, c, task, me.tid)) return 1;
+    if (mutex_entrust(self, c, task, me.tid)) return UNLIKELY(LOAD(&observed)) ? tell_if_first(self, obj, 1, 0, !patient) : 1;
     mutex_release(self);
     return -1;
 }

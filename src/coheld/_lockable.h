@@ -58,18 +58,27 @@ static inline int lock_give(State *state, PyObject *lock) {
 /* They are C because an interrupt that lands between two bytecodes of a Python __enter__ leaves the lock held.
  * The type adds nothing to the layout of an object, so that it mixes with dict, int, Exception and every other. */
 
-/* By acquire and with, which do not say when they end: in a coroutine it is the task that owns, not all of its thread's. */
-static int lock_take_openly(State *state, PyObject *lock, PyObject *obj, uint64_t timeout) {
-    int rc = lock_take(state, lock, obj, &no_label, timeout);
-    if (rc <= 0 || !PyThreadState_Get()->context || Py_TYPE(lock) != state->mutex_type) return rc;
-    Mutex *self = (Mutex *)lock;
+/* What the thread has just taken, in a coroutine, is its task's.  1; -1: raised, not held. */
+static int entrust_openly(State *state, Mutex *self) {
     Cell *c = cell_of(self);
     PyObject *task = LOAD(&c->owner.depth) == 1 && cell_mine(c) ? current_task(state) : NULL;
-    if (!task) return rc;
-    int made = mutex_entrust(self, c, task, me.tid) ? call_hook(lock, "_entrusted", task) : -1;
+    if (!task) return 1;
+    int made = mutex_entrust(self, c, task, me.tid) ? call_hook(self, "_entrusted", task) : -1;
     if (made < 0 && mutex_release(self) == -1) PyErr_Clear();
     Py_DECREF(task);
-    return made < 0 ? -1 : rc;
+    return made < 0 ? -1 : 1;
+}
+
+/* By acquire and with, which do not say when they end: in a coroutine it is the task that owns, not all of its thread's. */
+static int lock_take_openly(State *state, PyObject *lock, PyObject *obj, uint64_t timeout) {
+    if (UNLIKELY(Py_TYPE(lock) != state->mutex_type)) return take_by_name(lock, obj, &no_label, timeout);
+    Mutex *self = (Mutex *)lock;
+    int seen = UNLIKELY(LOAD(&observed)) != 0, rc;
+    uint64_t begun;
+    rc = UNLIKELY(seen) ? acquire_timed(self, obj, &no_label, timeout, &begun)
+                        : mutex_acquire_or_stop(self, obj, &no_label, timeout, NULL, 0);
+    if (rc > 0 && PyThreadState_Get()->context) rc = entrust_openly(state, self);
+    return UNLIKELY(seen) ? tell_if_first(self, obj, rc, begun, !timeout) : rc;
 }
 
 static PyObject *base_acquire(PyObject *self, PyObject *args, PyObject *kwargs) {

@@ -215,6 +215,7 @@ typedef struct {
                              as the next two are */
     int atomic;           /* how many atomic calls it is in */
     char guarding;        /* it is in a guard, and may not write */
+    char told;            /* observers have heard that it has the lock, see _observe.h */
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
     Register *readers;    /* of the cell; NULL: not opened yet.  Atomic; one that is replaced is never freed */
     PyObject *task;       /* weak reference to the owning task, or to the last; under the handle's critical section */
@@ -436,7 +437,7 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
             return rc < 0 ? -1 : 0;
         }
         cell_begin(c, method);
-        self->atomic = self->guarding = 0;
+        self->atomic = self->guarding = self->told = 0;
         if (UNLIKELY(self->pending != NULL)) mutex_discard(self); /* of a thread that ended here, or before the fork */
         if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED | WARDED | READERS)) && LOAD(&c->since) < LOAD(&self->next_check)))
             return 1;
@@ -444,11 +445,6 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
         rc = mutex_settle(self, c, obj, rc ? &dead : NULL, deadline, stop, reads);
         if (rc) return rc == ETIMEDOUT ? 0 : rc;
     }
-}
-
-/* 1: held.  0: not within the time.  -1: raised, not held.  obj: whose __recover__ may run; NULL: nobody's. */
-static inline int mutex_acquire(Mutex *self, PyObject *obj, const Label *method, uint64_t timeout) {
-    return mutex_acquire_or_stop(self, obj, method, timeout, NULL, 0);
 }
 
 /* The changes so far become the last commit.  0, or -1: raised, the last commit stands.  An exception that is there
@@ -466,6 +462,7 @@ static int __attribute__((noinline)) mutex_commit(Mutex *self) {
 }
 
 static int task_release(Mutex *self, Cell *c, uint64_t nonce);
+static int tell_given(Mutex *self, int rc);
 
 /* One level back.  0.  -1: not mine, nothing changed; the caller says so.  -2: given back, and the commit has raised. */
 static inline int mutex_release(Mutex *self) {
@@ -477,8 +474,9 @@ static inline int mutex_release(Mutex *self) {
         rc = mutex_commit(self) ? -2 : 0;
         if (UNLIKELY(!still_mine(c))) return rc ? rc : -1; /* a handler has forked, and this is the child */
     }
+    int told = UNLIKELY(self->told) && LOAD(&c->owner.depth) == 1; /* after it, self->told is the next owner's */
     cell_release(c);
-    return rc;
+    return UNLIKELY(told) ? tell_given(self, rc) : rc;
 }
 
 /* A level of the task of that nonce is given back, whoever runs: one that is destroyed is not what runs.  As mutex_release. */
@@ -492,8 +490,12 @@ static int task_release(Mutex *self, Cell *c, uint64_t nonce) {
     if (UNLIKELY(self->pending != NULL)) rc = mutex_commit(self) ? -2 : 0;
     if (!task_owns(self, c)) return rc ? rc : -1; /* a handler has forked, and this is the child */
     STORE(&self->step_thread, 0);
-    return cell_end_task(c, nonce, 1) ? rc : -1;
+    int told = self->told;
+    if (!cell_end_task(c, nonce, 1)) return -1;
+    return UNLIKELY(told) ? tell_given(self, rc) : rc;
 }
+
+#include "_observe.h"
 
 static const Label no_label = {{0}};
 
@@ -637,6 +639,7 @@ static PyMethodDef mutex_methods[] = {
     {"_read_on", (PyCFunction)mutex_read_on, METH_NOARGS, "_read_on() -> register: the owner counts a reader in."},
     {"_keep_register", (PyCFunction)mutex_keep_register, METH_O, "_keep_register(register): that of its readers."},
     {"_task_bury", (PyCFunction)mutex_task_bury, METH_O, "_task_bury(task): if that owned it, it is gone."},
+    {"_observe", (PyCFunction)mutex_observe, METH_VARARGS, "_observe(obj, waited): the running task owns it now."},
     {"_record", (PyCFunction)mutex_record, METH_NOARGS, "_record(): (depth, since_ns, (pid, start, tid, method))."},
     {"_dead", (PyCFunction)mutex_dead, METH_NOARGS, "_dead(): (pid, start, tid, method)."},
     {"_counters", (PyCFunction)mutex_counters, METH_NOARGS, "_counters(): (acquisitions, contended, recoveries, waiters)."},
@@ -772,6 +775,7 @@ static PyMethodDef module_methods[] = {
     {"lock_of", native_lock_of, METH_O, "lock_of(obj): its lock; NotInitializedError if it has none."},
     {"task_enter", (PyCFunction)(void (*)(void))native_task_enter, METH_FASTCALL, "task_enter(obj, method) -> its lock, taken, or None."},
     {"tell_after", native_tell_after, METH_O, "tell_after(seconds): a wait that is longer is told of, once."},
+    {"observe", native_observe, METH_O, "observe(on): observers are to be told."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},
 };

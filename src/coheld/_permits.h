@@ -35,7 +35,7 @@ static void permits_leave(Cell *c, int told) {
 static int permits_enter(Semaphore *s, uint64_t deadline) {
     uint64_t now = deadline == FOREVER ? 0 : clock_ns(CLOCK_MONOTONIC);
     uint64_t wait = deadline == FOREVER ? FOREVER : deadline > now + MOMENTS ? deadline - now : MOMENTS;
-    int rc = mutex_acquire(s->mutex, NULL, &no_label, wait);
+    int rc = mutex_acquire_or_stop(s->mutex, NULL, &no_label, wait, NULL, 0);
     if (rc <= 0) return rc;
     Cell *c = cell_of(s->mutex);
     if (UNLIKELY(!s->mutex->readers)) {
@@ -156,7 +156,7 @@ static int permit_await(Semaphore *s, uint64_t deadline) {
 }
 
 static int permit_wait(Semaphore *s, uint64_t timeout, uint64_t deadline) {
-    int rc = mutex_acquire(s->gate, NULL, &no_label, timeout);
+    int rc = mutex_acquire_or_stop(s->gate, NULL, &no_label, timeout, NULL, 0);
     if (rc <= 0) return rc;
     rc = permit_await(s, deadline);
     Cell *c = cell_of(s->gate);

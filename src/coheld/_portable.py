@@ -67,6 +67,10 @@ def tell_after(_seconds: float, /) -> None:
     """Waits are told of where they are: backends/polled.py."""
 
 
+def observe(_on: bool, /) -> None:
+    """Locks of files look whether there are observers: backends/polled.py."""
+
+
 def generation() -> int:
     """How many forks are behind this process."""
     return _Installed.forks

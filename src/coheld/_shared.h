@@ -84,15 +84,16 @@ static PyObject *mutex_suspend(Mutex *self, PyObject *loud) {
     if (tell) cell_tell(c);
     uint32_t epoch = LOAD(&c->epoch);
     flags_up(c, GUARDED);
+    int told = self->told;
     if (!still_mine(c)) {
         STORE(&self->step_thread, 0);
         cell_end_task(c, LOAD(&self->task_nonce), 0);
-        if (tell) futex_wake(&c->epoch, INT_MAX);
-        return PyLong_FromUnsignedLong(epoch);
+    } else {
+        while (LOAD(&c->owner.depth) > 1) cell_back(c);
+        cell_end_quietly(c);
     }
-    while (LOAD(&c->owner.depth) > 1) cell_back(c);
-    cell_end_quietly(c);
     if (tell) futex_wake(&c->epoch, INT_MAX);
+    if (UNLIKELY(told) && tell_given(self, 0)) return NULL;
     return PyLong_FromUnsignedLong(epoch);
 }
 

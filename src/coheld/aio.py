@@ -14,7 +14,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
-from . import native, waiting
+from . import native, observing, waiting
 from .backends import lookout, tasking
 from .errors import NotLockedError, NotOwnerError
 from .waiting import FOREVER, seconds_of
@@ -173,12 +173,15 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float) -> bool:
         return False
     if lock._task_reads():
         lock._reads_itself(True)
+    begun = monotonic()
     if not await lookout.turn(lock, method, deadline):
         return False
     try:
         if lock.flags & native.RECOVERING:
             lock._recover(obj)
         lock.create(obj)
+        if observing.observed():
+            lock._observe(obj, monotonic() - begun)
     except BaseException:
         lock._task_give()
         raise

@@ -6,7 +6,7 @@ from operator import index
 from time import monotonic
 from typing import Any, NoReturn, Self
 
-from . import native, waiting
+from . import native, observing, waiting
 from .backends import backend_of, files, permits
 from .errors import IncompatibleError, NotInitializedError, PermitError
 
@@ -58,6 +58,7 @@ class Semaphore(native.SemaphoreBase):
     def _have(self, mutex: Any, gate: Any) -> None:
         """These are its locks.  Who counts is the C of this object where they are native, else permits.py."""
         self._lock, self._gate_lock = mutex, gate
+        observing.leave_out(mutex, gate)
         if native.missing or not isinstance(mutex, native.Mutex):
             self._permits = permits.Permits(mutex, gate, self._value)
         else:

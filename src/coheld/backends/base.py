@@ -24,7 +24,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from .. import native
+from .. import native, observing
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
 from ..process import at_fork
@@ -268,6 +268,14 @@ class Handle(Monitor, Tasking, _Half):
     def _held_by(self) -> list[tuple[int, int, int]]:
         """By the owner: the processes that read it, or have permits that it guards: number, start, how many."""
         return []
+
+    def _tell_taken(self, obj: object, waited: float, tried: bool) -> None:
+        """By a new owner, where somebody observes."""
+        observing.taken(self, obj, waited, tried)
+
+    def _tell_given(self) -> None:
+        """By who has given it back, where that was told."""
+        observing.given(self)
 
     def _too_deep(self) -> NoReturn:
         raise OverflowError(f"{self.label}: acquired too many times by one thread")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotOwnerError
 from ..native import READERS
+from ..observing import observed
 from ..process import at_fork
 from ..waiting import left, naps
 from . import beside, claims
@@ -92,6 +93,7 @@ class Shared(_Half):
             stop: bytearray | None = None,
             reads: bool = False,
         ) -> bool: ...
+        def _take_and_tell(self, obj: Any, method: str, timeout: float | None, tried: bool) -> bool: ...
         def _doze(self, seconds: float, sleepers: deque[Any]) -> None: ...
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
@@ -125,7 +127,8 @@ class Shared(_Half):
         if mine is None and (self.queued or (patient and self._somebody_waits_long())):
             return False
         _ = self.task  # one that is gone has died
-        return self._take(obj, method.decode(errors="replace"), 0)
+        label = method.decode(errors="replace")
+        return self._take_and_tell(obj, label, 0, not patient) if observed() else self._take(obj, label, 0)
 
     def _somebody_waits_long(self) -> bool:
         since = self._cell.waiting_since() if self._cell is not None else 0

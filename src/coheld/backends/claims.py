@@ -127,7 +127,7 @@ def of_task(task: Any) -> Caller:
 class Claim:
     """One caller's hold of a lock, or its try for it.  It does not refer to the caller, whose end is to be seen."""
 
-    __slots__ = ("cell", "dead", "depth", "fd", "heir", "held", "leaving", "locked", "mark", "segment", "task")
+    __slots__ = ("cell", "dead", "depth", "fd", "heir", "held", "leaving", "locked", "mark", "segment", "task", "told")
 
     def __init__(self, caller: Caller, segment: Any, cell: Any) -> None:
         self.mark, self.held, self.task = caller.mark, caller.held, caller.task
@@ -135,6 +135,7 @@ class Claim:
         self.depth = 0
         self.fd: int | None = None
         self.locked = self.dead = self.leaving = False
+        self.told = False  # observers have heard that it has the lock
         self.heir: dict[int, Claim] = {}
 
     def over(self, mark: object) -> bool:

@@ -27,6 +27,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
+from .. import observing
 from ..errors import TooManyLocksError
 from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
@@ -42,6 +43,7 @@ _SLICE = 1_000_000_000  # ns between two looks at the name
 _MISSING: Any = object()
 _NEVER = 1 << 63
 _DEEPEST = 0xFFFF_FFFF
+_UNHEARD = bytearray(1)  # a stop that is never set: observers do not hear of that take
 
 
 class Place(Resource, Protocol):
@@ -184,6 +186,8 @@ class Polled(Stateful, Shared, Handle):
                 if self._forks != claims.forks() or self._owners.get(0) is not claim:
                     self._not_owner()
                 self._give(claim)
+                if claim.told:
+                    self._tell_given()
 
     def _mine(self) -> bool:
         return self._owns(self._cell)
@@ -214,6 +218,8 @@ class Polled(Stateful, Shared, Handle):
 
         stop: somebody sets its byte to end the wait.  reads: to count a reader in, with the others who read.
         """
+        if observing.observed() and stop is None and not reads:
+            return self._take_and_tell(obj, method, timeout, timeout is not None and timeout <= 0)
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         while True:
             if (claim := self._hold()) is not None:
@@ -226,6 +232,34 @@ class Polled(Stateful, Shared, Handle):
             held = None if claim.depth else self._enter(claim, obj, method, deadline, stop, reads)
             if held is not None:
                 return held
+
+    def _take_and_tell(self, obj: Any, method: str, timeout: float | None, tried: bool) -> bool:
+        """As _take.  A try first, as every take begins with one; but not past those who have waited for long."""
+        waits, begun = timeout is None or timeout > 0, 0.0
+        later = waits and self._somebody_waits_long() and self._hold() is None
+        got = not later and self._take(obj, method, 0, _UNHEARD)
+        if waits and not got:
+            begun = time.monotonic()
+            got = self._take(obj, method, timeout, _UNHEARD)
+        claim = self._hold()
+        if not got or claim is None or claim.depth > 1:
+            return got
+        try:
+            claim.told = True
+            self._tell_taken(obj, time.monotonic() - begun if begun else 0.0, tried)
+            if self._hold() is not claim:  # an observer has forked, and this is the child
+                self._not_owner()
+        except BaseException:
+            if self._hold() is claim:
+                self._release(claim)
+            raise
+        return True
+
+    def _observe(self, obj: object, waited: float, /) -> None:
+        """The running task owns it by way of a thread that has waited in its stead."""
+        if (claim := self._hold()) is not None:
+            claim.told = True
+            self._tell_taken(obj, waited, False)
 
     def _again(self, claim: claims.Claim) -> bool:
         if claim.depth >= _DEEPEST:

@@ -50,6 +50,7 @@ class Stateful(_Half):
         def _take(self, obj: Any, method: str, timeout: float | None, /) -> bool: ...
         def _doze(self, seconds: float, sleepers: deque[Any]) -> None: ...
         def _not_owner(self) -> NoReturn: ...
+        def _tell_given(self) -> None: ...
 
     def __init__(self) -> None:
         self.view = self._pending = None
@@ -128,6 +129,8 @@ class Stateful(_Half):
         self._leave(claim)
         if told:
             self._wake_watchers()
+        if claim.told:
+            self._tell_given()
         return epoch
 
     def _tell(self, cell: Cell) -> bool:
