@@ -32,6 +32,7 @@ LAYERS = [
     "semaphore",
     "pool",
     "inspecting",
+    "otel",
     "stacks",
     "coheld",  # the package as its users see it
     "pyats",
@@ -39,7 +40,7 @@ LAYERS = [
     "testing",
 ]
 
-HEAVY = ["asyncio", "msgspec", "multiprocessing", "psycopg", "redis", "rich", "textual"]
+HEAVY = ["asyncio", "msgspec", "multiprocessing", "opentelemetry", "psycopg", "redis", "rich", "textual"]
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 

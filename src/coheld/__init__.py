@@ -28,6 +28,7 @@
     semaphore.py   Semaphore
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
+    otel.py        metrics of locks, by OpenTelemetry
     stacks.py      what a process that allows it does now: for coheld ps --stack
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, ps, rm, show, demo
@@ -101,7 +102,14 @@ for _name in __all__:
         _public.__module__ = __name__  # so that tracebacks and pickles show the public name
 del _name, _public
 
-if _environ.get("COHELD_STACKS", "0") not in ("", "0"):
+
+def _switched_on(variable: str) -> bool:
+    return _environ.get(variable, "0") not in ("", "0")
+
+
+if _switched_on("COHELD_OTEL"):
+    _at_first_use.append(lambda: _import_module(f"{__name__}.otel").start_or_tell())
+if _switched_on("COHELD_STACKS"):
     _at_first_use.append(lambda: _import_module(f"{__name__}.stacks").serve_or_tell())
 
 
