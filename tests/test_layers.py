@@ -32,6 +32,7 @@ LAYERS = [
     "semaphore",
     "pool",
     "inspecting",
+    "ordering",
     "otel",
     "stacks",
     "coheld",  # the package as its users see it

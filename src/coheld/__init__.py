@@ -28,6 +28,7 @@
     semaphore.py   Semaphore
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
+    ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER
     otel.py        metrics of locks, by OpenTelemetry
     stacks.py      what a process that allows it does now: for coheld ps --stack
     pyats.py       pyATS's own connections get this lock: adopt
@@ -107,6 +108,8 @@ def _switched_on(variable: str) -> bool:
     return _environ.get(variable, "0") not in ("", "0")
 
 
+if _switched_on("COHELD_CHECK_ORDER"):
+    _import_module(f"{__name__}.ordering").start()
 if _switched_on("COHELD_OTEL"):
     _at_first_use.append(lambda: _import_module(f"{__name__}.otel").start_or_tell())
 if _switched_on("COHELD_STACKS"):
