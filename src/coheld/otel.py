@@ -59,7 +59,7 @@ def start_or_tell() -> None:
     """The same with the global provider, where nobody could do anything about an error: a log line says it."""
     try:
         start()
-    except ImportError as error:
+    except Exception as error:  # the API's own as well: it loads what its environment names
         logging.getLogger("coheld").warning("no metrics of locks: %s", error)
 
 
