@@ -24,6 +24,7 @@ import json
 import linecache
 import logging
 import os
+import signal
 import socket
 import stat
 import struct
@@ -144,7 +145,16 @@ class _Server:
         except OSError as error:
             path = os.path.join(self.directory, self.name)
             raise OSError(error.errno, f"no socket can be made: {error.strerror}", path) from error
-        threading.Thread(target=self.run, name="coheld stacks", daemon=True).start()
+        self.start()
+
+    def start(self) -> None:
+        """A thread that takes no signal: who waits for some by sigwait has blocked them in all that he knows."""
+        faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # of the thread itself
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
+        try:
+            threading.Thread(target=self.run, name="coheld stacks", daemon=True).start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def run(self) -> None:
         while self.is_ours():

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -345,6 +346,31 @@ def test_one_that_is_killed_at_any_time_is_gone_or_answers(rng: random.Random) -
             answer = stacks.ask(holder.pid, start)
             killer.join()
             assert answer.missing in ("", "it has ended")
+
+
+def serve_only(link: procs.Link) -> None:
+    before = set(states.threads_of(os.getpid()))
+    stacks.serve()
+    (added,) = set(states.threads_of(os.getpid())) - before
+    status = Path(f"/proc/self/task/{added}/status").read_text()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    link.say([number.name for number in (signal.SIGTERM, signal.SIGCHLD) if not blocked >> (number - 1) & 1])
+    link.say(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def test_its_thread_takes_no_signal_of_the_program() -> None:
+    with procs.start(serve_only) as worker:
+        assert worker.hear() == []
+        assert worker.hear() == signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_runner_shows_its_stacks_and_passes_signals_on() -> None:
+    program = [*commands.COHELD, "run", "r1", *commands.PYTHON, "print('in', flush=True); input()"]
+    with procs.command(program, env={**os.environ, "COHELD_STACKS": "1"}) as runner:
+        runner.expect("in")
+        assert "signal.sigwaitinfo(" in shown("r1")
+        runner.signal(signal.SIGTERM)
+        runner.end(128 + signal.SIGTERM)
 
 
 # ---- fork and exec --------------------------------------------------------------------------------------------------
