@@ -19,11 +19,13 @@ A forked child closes what it has of its parent's and makes its own; one that ca
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import linecache
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -128,7 +130,7 @@ def serve_or_tell() -> None:
 class _Server:
     def __init__(self, directory: str) -> None:
         self.directory, self.name = directory, _name_of(os.getpid(), start_of(os.getpid()))
-        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener = _listener()
         self.inode = os.fstat(self.listener.fileno()).st_ino
         self.connection: socket.socket | None = None
 
@@ -185,6 +187,14 @@ class _Server:
         """At the end of this process; its thread ends with that."""
         with suppress(OSError):
             os.unlink(os.path.join(self.directory, self.name))
+
+
+def _listener() -> socket.socket:
+    """With a high number: where a daemon closes all, the thread may be just about to accept, and low ones are taken by
+    what the program opens next."""
+    with socket.socket(socket.AF_UNIX) as low:
+        least = min(500, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        return socket.socket(socket.AF_UNIX, fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, least))
 
 
 class _Process:
