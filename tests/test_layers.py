@@ -33,6 +33,8 @@ LAYERS = [
     "pool",
     "inspecting",
     "ordering",
+    "otel",
+    "stacks",
     "coheld",  # the package as its users see it
     "pyats",
     "cli",
@@ -40,7 +42,7 @@ LAYERS = [
     "testing",
 ]
 
-HEAVY = ["asyncio", "msgspec", "multiprocessing", "psycopg", "redis", "rich", "textual"]
+HEAVY = ["asyncio", "msgspec", "multiprocessing", "opentelemetry", "psycopg", "redis", "rich", "textual"]
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -29,6 +29,8 @@
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
     ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER
+    otel.py        metrics of locks, by OpenTelemetry
+    stacks.py      what a process that allows it does now: for coheld ps --stack
     pyats.py       pyATS's own connections get this lock: adopt
     cli/           the command: run, ps, rm, show, demo
     pytest.py      a plugin of pytest: the order of locks, and who has them when a test times out
@@ -43,6 +45,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from ._version import __version__
+from .backends import at_first_use as _at_first_use
 from .backends.survey import Resource
 from .errors import (
     BackendError,
@@ -102,6 +105,18 @@ for _name in __all__:
 del _name, _public
 
 
+def _switched_on(variable: str) -> bool:
+    return _environ.get(variable, "0") not in ("", "0")
+
+
+if _switched_on("COHELD_CHECK_ORDER"):
+    _import_module(f"{__name__}.ordering").start()
+if _switched_on("COHELD_OTEL"):
+    _at_first_use.append(lambda: _import_module(f"{__name__}.otel").start_or_tell())
+if _switched_on("COHELD_STACKS"):
+    _at_first_use.append(lambda: _import_module(f"{__name__}.stacks").serve_or_tell())
+
+
 def __getattr__(name: str) -> _Any:
     """What is imported where it is used: asyncio, and what a Pool's state is made of, take longer than all of this."""
     if name == "aio":
@@ -109,7 +124,3 @@ def __getattr__(name: str) -> _Any:
     if name == "Pool":
         return _import_module(f"{__name__}.pool").Pool
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-if _environ.get("COHELD_CHECK_ORDER", "") not in ("", "0"):
-    _import_module(f"{__name__}.ordering").start()

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """What start takes.  Its methods must be quick, and may be called by several threads at once."""
+    """What start takes.  Its methods must be quick, and may be called by several threads at once.
+
+    It may have a third, ``recovered(lock)``: the caller has just taken it over from an owner that died; acquired comes
+    after that, as what the dead one left is put right in between.
+    """
 
     def acquired(self, lock: Handle, waited: float) -> None:
         """The caller has just got the first level of the lock, which is what ``obj.__lock__`` is.  waited: seconds from
@@ -136,6 +140,22 @@ def given(lock: Handle) -> None:
         for one in _process.observers:
             try:
                 one.released(lock)
+            except Exception:
+                _complain(one)
+    finally:
+        _telling.busy = False
+
+
+def recovered(lock: Handle) -> None:
+    """By who has it from an owner that died."""
+    if _telling.busy or lock in _process.parts:
+        return
+    try:
+        _telling.busy = True
+        for one in _process.observers:
+            try:
+                if (hook := getattr(one, "recovered", None)) is not None:
+                    hook(lock)
             except Exception:
                 _complain(one)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -35,6 +36,16 @@ def default() -> str:
     return os.environ.get("COHELD_BACKEND") or ("file:" if native.missing else "shm:")
 
 
+at_first_use: list[Callable[[], object]] = []
+"""What the environment switches on: each is called once per process, before its first lock."""
+
+
+@functools.cache
+def _begin() -> None:
+    for call in at_first_use:
+        call()
+
+
 @functools.cache
 def tell_what_is_missing() -> None:
     """Once per process: its locks are slower than they could be, and why."""
@@ -52,4 +63,5 @@ def of_scheme(scheme: str) -> ModuleType:
     if scheme == "shm" and native.missing:
         raise IncompatibleError(f"shm: needs the C extension, and this process runs without it: {native.missing}")
     tell_what_is_missing()
+    _begin()
     return import_module(f"{__name__}.{scheme}")

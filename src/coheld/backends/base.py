@@ -204,6 +204,7 @@ class Handle(Monitor, Tasking, _Half):
     def _owner_died(self, record: tuple[int, int, int, str]) -> None:
         dead = Owner(*record)
         logging.getLogger("coheld").warning("%s: %s died while it held the lock; recovered", self.label, dead)
+        observing.recovered(self)
 
     def _enlist(self) -> None:
         """By a thread that waits for the first time: it has a place in the table of waiters from now on, or none."""
@@ -348,6 +349,11 @@ at_fork(child=_handles.begin)
 def views_guard() -> threading.RLock:
     """Held by whoever attaches a handle, or gives it a view."""
     return _handles.guard
+
+
+def handles() -> list[Handle]:
+    """Those of this process that are named, or have travelled."""
+    return [lock for reference in _handles.known.valuerefs() if (lock := reference()) is not None]
 
 
 def known(token: tuple[object, ...], make: Callable[[], H]) -> H:

@@ -437,6 +437,7 @@ def _create_named(path: str, name: str, kind: int) -> None:
 
 def sweep(directory: str) -> None:
     """Remove what dead processes left; never blocks on a live one, never raises for what others remove meanwhile."""
+    files.sweep_sockets(directory)
     for path, kind, pid, start in _made_in(directory):
         if kind == "cells":
             _remove_unused(path)

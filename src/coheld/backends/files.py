@@ -4,6 +4,7 @@
     name-<escaped name>            one named lock
     .new-<pid>-<start>-<random>    any of them, half made
     <one of the first two>~<offset>.<generation>    the shared state of one lock in it, see state/store.py
+    stacks-<pid>-<start>           where one process shows its stacks, see stacks.py
 
 Locks that files guard have theirs in the same directory, see file.py.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import string
 import struct
@@ -270,6 +272,18 @@ def open_to_look(path: str) -> BinaryIO:
 def open_or_create(path: str) -> int:
     """An empty file of one's own, in a directory of one's own; the descriptor is the caller's."""
     return os.open(path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o600)
+
+
+SOCKET = "stacks-"
+_SOCKET_OF = re.compile(r"stacks-(\d+)-(\d+)\Z")
+
+
+def sweep_sockets(directory: str) -> None:
+    """Remove those of dead processes.  No living one has the number and the start of one that is dead."""
+    for entry in os.listdir(directory):
+        if (made := _SOCKET_OF.match(entry)) and start_of(int(made[1])) != int(made[2]):
+            with suppress(OSError):
+                os.unlink(os.path.join(directory, entry))
 
 
 IN_USE_STAYS = sys.platform == "win32"

@@ -35,7 +35,7 @@ def at_exit(leave: Callable[[], None]) -> None:
     if leave not in _process.leavers:
         _process.leavers.append(leave)
     util = sys.modules.get("multiprocessing.util")
-    if util and not _process.finalizer:
+    if util and not (_process.finalizer and _process.finalizer.still_active()):  # a new child clears them
         _process.finalizer = util.Finalize(None, _leave, exitpriority=-100)
 
 

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from ..errors import BackendError, InsecureError
 from ..process import start_of
-from .files import open_checked, unlink_whole
+from .files import open_checked, sweep_sockets, unlink_whole
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -64,6 +64,7 @@ def _unlock_and_close(fd: int) -> None:
 
 def sweep(directory: str) -> None:
     """Remove what dead processes left; never blocks on a live one, never raises for what others remove meanwhile."""
+    sweep_sockets(directory)
     _remove_unused(directory, [path for path, pid, start in _made_in(directory) if start_of(pid) != start])
 
 

@@ -6,6 +6,7 @@
     relay       how a runner passes signals on, and its command's end back
     rm          coheld rm
     ps          coheld ps: all resources of this user
+    stacks      coheld ps --stack: what those who have one do
     show        coheld show: the shared state of a named resource
     demo        coheld demo: workers, kills, and the book-keeping that must come out exact
     testbed     what the workers of the demo share, and what they do with it

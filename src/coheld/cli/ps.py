@@ -11,6 +11,12 @@ from typing import Any
 from coheld.inspecting import resources
 from coheld.process import command_of
 
+_EPILOG = """\
+exit status:
+  0    shown
+  1    with --stack: there is no such resource
+  124  with --stack: a process that has it does not show its stacks, or does not answer
+"""
 _ROWS = 40
 """Of the table: the busiest; --json has all."""
 _HEADINGS = ["resource", "holder", "in", "for", "waiters", "taken", "contended", "deaths"]
@@ -23,25 +29,38 @@ def add_parser(commands: Any) -> None:
         help="show all resources, who has them and how many wait",
         description="Show the resources of this user on this machine: who has them, since when, in which method, and "
         "how many wait. Takes no lock and changes nothing. Anonymous locks are shown while somebody has them or waits.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each, for programs")
     parser.add_argument("--all", action="store_true", help="anonymous locks that nobody has, as well")
+    if sys.platform == "linux":
+        parser.add_argument(
+            "--stack",
+            metavar="NAME",
+            help="what those who have that one do now: the Python stacks of their processes, where they show them",
+        )
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print them. Never waits."""
+    """Print them. Waits for nobody but a process that is asked for its stacks, for seconds at most."""
+    if getattr(options, "stack", None) is not None:
+        from coheld.cli import stacks
+
+        return stacks.show(options.stack, as_json if options.json else None)
     found = [one for one in resources() if options.all or one.name is not None or one.busy]
     if options.json:
         for one in found:
-            print(json.dumps(_as_json(one)))
+            print(json.dumps(as_json(one)))
     else:
         _print(found)
     return 0
 
 
-def _as_json(one: Any) -> dict[str, Any]:
+def as_json(one: Any) -> dict[str, Any]:
+    """What programs get of a resource."""
     answer = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place, "holder": None}
     if holder := one.holder:
         answer["holder"] = {
