@@ -11,7 +11,8 @@
     _register.h    which processes are in, and how many times: readers, holders of permits
     _native.c      the Python types over them, and the fast path of a locked call; parts of it: _lockable.h, _field.h,
                    _locked.h for Lockable, shared fields and locked methods, _shared.h guards, _task.h and _entrust.h
-                   tasks as owners, _wait.h waits, _observe.h observers, _reading.h readers, _permits.h semaphores
+                   tasks as owners, _wait.h waits, with _table.h for who is to know of them, _observe.h observers,
+                   _reading.h readers, _permits.h semaphores
     _portable.py   the same types in Python, for where there is no extension
     native.py      the one or the other, as all others import it
     observing.py   who hears of locks that are taken and given back
@@ -20,7 +21,8 @@
                    as owners, and the threads that wait in their stead; files.py the directory; shm.py shared memory,
                    with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
                    stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
-                   register.py in shared memory, and tally.py and permits.py for files; survey.py a look at all of it
+                   register.py in shared memory, and tally.py and permits.py for files; waiters.py who waits for what;
+                   survey.py a look at all of it; deadlock.py the search for cycles of waits
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
@@ -47,6 +49,7 @@ from typing import Any as _Any
 from ._version import __version__
 from .backends import at_first_use as _at_first_use
 from .backends.survey import Resource
+from .backends.waiters import Waiter
 from .errors import (
     BackendError,
     CoheldError,
@@ -61,7 +64,7 @@ from .errors import (
     StateError,
     TooManyLocksError,
 )
-from .inspecting import Statistics, holder, resources, statistics
+from .inspecting import Statistics, holder, resources, statistics, waiters
 from .lockable import Lockable, wait_for
 from .owner import Owner
 from .semaphore import Semaphore
@@ -89,6 +92,7 @@ __all__ = [
     "StateError",
     "Statistics",
     "TooManyLocksError",
+    "Waiter",
     "__version__",
     "holder",
     "resources",
@@ -96,6 +100,7 @@ __all__ = [
     "snapshot",
     "statistics",
     "wait_for",
+    "waiters",
 ]
 
 for _name in __all__:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from . import native
 from .backends import files
+from .backends import waiters as waiting
 from .backends.base import Handle
 from .backends.survey import Resource, survey
+from .backends.waiters import Waiter
 from .owner import Owner
 
 
@@ -36,6 +38,18 @@ def statistics(obj: object) -> Statistics:
     Raises: NotInitializedError: if it has no lock.
     """
     return Statistics(*_lock_of(obj)._counters())
+
+
+def waiters(obj: object) -> list[Waiter]:
+    """Who waits for the object's lock, for one of its guards or for its readers, in whatever process; the oldest first.
+
+    Only looks, and never blocks, so the answer may be a moment old, and who has just begun to wait may be missing.
+    Raises: NotInitializedError: if it has no lock.
+    """
+    lock = _lock_of(obj)
+    cell = waiting.cell_of(lock)
+    waits = [wait for wait in waiting.all_waits(files.lock_directory()) if wait.cell == cell]
+    return [wait.told() for wait in sorted(waits, key=lambda wait: wait.since)]
 
 
 def resources() -> list[Resource]:

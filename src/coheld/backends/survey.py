@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from .. import native
 from ..owner import Owner
 from ..process import start_of
-from . import beside, files
+from . import beside, files, waiters
 from .record import CELL_SIZE, Cell
+from .waiters import Waiter
 
 _NATIVE = struct.Struct("=I40xIQQ8xQQII32s8xQI12xQQ")
 """The words of a cell in _lock.h that are looked at here."""
@@ -35,7 +36,8 @@ class Resource:
     name: None for an anonymous one.  kind: "lock" or "semaphore".  backend: the scheme of its URL.  place: its file and
     offset.  holder: who has it, if that lives.  waiters: how many wait, killed ones may be among them.  acquisitions,
     contended, recoveries: as in Statistics.  inside: the processes that read it or have permits of it: number and
-    count.  permits: how many a semaphore has.
+    count.  permits: how many a semaphore has.  waiting: who waits for it, for its guards or for its readers, the oldest
+    first; those whose wait has just begun may be missing.
     """
 
     name: str | None
@@ -49,6 +51,7 @@ class Resource:
     recoveries: int = 0
     inside: dict[int, int] = field(default_factory=dict)
     permits: int | None = None
+    waiting: tuple[Waiter, ...] = ()
 
     @property
     def label(self) -> str:
@@ -56,28 +59,27 @@ class Resource:
         if self.name is not None:
             return repr(self.name)
         directory, place = os.path.split(self.place)
-        return (
-            f"anonymous lock {os.path.basename(directory)}/{place}"
-            if self.backend == "file"
-            else f"anonymous lock {place}"
-        )
+        return f"anonymous lock {os.path.basename(directory) + '/' if self.backend == 'file' else ''}{place}"
 
     @property
     def busy(self) -> bool:
         """Does anybody have it, or wait for it?"""
-        return bool(self.holder or self.waiters or self.inside)
+        return bool(self.holder or self.waiters or self.inside or self.waiting)
 
 
 def survey(directory: str) -> Iterator[Resource]:
     """All that are there; blocks for nothing but the file system."""
+    waits: dict[waiters.Cell, list[Waiter]] = {}
+    for wait in sorted(waiters.all_waits(directory), key=lambda wait: wait.since):
+        waits.setdefault(wait.cell, []).append(wait.told())
     with suppress(OSError):
         for entry in sorted(os.listdir(directory)):
             path = os.path.join(directory, entry)
             if entry.startswith("cells-"):
                 for chunk in filter(_CHUNK.match, _listed(path)):
-                    yield from _in_file(os.path.join(path, chunk))
+                    yield from _in_file(os.path.join(path, chunk), waits)
             elif entry.startswith(("name-", "arena-")) and "~" not in entry:
-                yield from _in_file(path)
+                yield from _in_file(path, waits)
 
 
 def _listed(directory: str) -> list[str]:
@@ -86,7 +88,7 @@ def _listed(directory: str) -> list[str]:
     return []
 
 
-def _in_file(path: str) -> Iterator[Resource]:
+def _in_file(path: str, waits: dict[waiters.Cell, list[Waiter]]) -> Iterator[Resource]:
     with suppress(OSError, ValueError, struct.error):
         raw, inode = _read(path)
         header = files.header_of(raw)
@@ -97,8 +99,17 @@ def _in_file(path: str) -> Iterator[Resource]:
         first, size = native.HEADER_SIZE, backend.cell_size
         for offset in [files.NAMED_CELL] if header.kind != files.ARENA else range(first, len(raw) - size + 1, size):
             if (found := backend.look(raw, offset)) is not None:
-                known = str(offset) in beside_it
-                yield _resource(header, path, offset, found, beside.path_of(path, offset, inode) if known else None)
+                register = beside.path_of(path, offset, inode) if str(offset) in beside_it else None
+                cells = [(inode, offset), *(_gates(path, inode) if header.kind == files.SEMAPHORE else ())]
+                waiting = [waiter for cell in cells for waiter in waits.get(cell, ())]
+                yield _resource(header, path, offset, found, register, waiting)
+
+
+def _gates(path: str, inode: int) -> Iterator[waiters.Cell]:
+    """Where those wait who are not the first to get a permit: in the same file, or in one beside it."""
+    yield inode, files.GATE_CELL
+    with suppress(OSError):
+        yield os.stat(f"{path}~gate").st_ino, files.NAMED_CELL
 
 
 def cell_at(path: str, inode: int, offset: int) -> Resource | None:
@@ -110,7 +121,7 @@ def cell_at(path: str, inode: int, offset: int) -> Resource | None:
         backend = _BACKENDS.get(_text(header.backend), _NOWHERE)
         file.seek(offset)
         found = backend.look(file.read(backend.cell_size), 0)
-        return None if found is None else _resource(header, path, offset, found, None)
+        return None if found is None else _resource(header, path, offset, found, None, [])
     return None
 
 
@@ -135,11 +146,28 @@ def path_of(directory: str, inode: int) -> str | None:
     return _paths.get(inode)
 
 
-def _resource(header: files.Header, path: str, offset: int, found: _Looked, register: str | None) -> Resource:
+def _resource(
+    header: files.Header, path: str, offset: int, found: _Looked, register: str | None, waiting: list[Waiter]
+) -> Resource:
     name = None if header.kind == files.ARENA else _text(header.name)
     kind = "semaphore" if header.kind == files.SEMAPHORE else "lock"
     inside, permits = ({}, None) if register is None else _register(register)
-    return Resource(name, kind, _text(header.backend), f"{path}:{offset}", *found, inside, permits)
+    owner, counted, taken, contended, deaths = found
+    named = sum(waiter.waits_for != "guard" for waiter in waiting)  # of tasks one thread is counted, however many wait
+    return Resource(
+        name=name,
+        kind=kind,
+        backend=_text(header.backend),
+        place=f"{path}:{offset}",
+        holder=owner,
+        waiters=max(counted, named),
+        acquisitions=taken,
+        contended=contended,
+        recoveries=deaths,
+        inside=inside,
+        permits=permits,
+        waiting=tuple(waiting),
+    )
 
 
 def _registers(path: str) -> list[str]:
@@ -165,14 +193,14 @@ _Looked = tuple[Owner | None, int, int, int, int]
 def _native_cell(raw: bytes, offset: int) -> _Looked | None:
     if raw[offset + _MAGIC_AT : offset + _MAGIC_AT + _MAGIC.size] != _MAGIC.pack(_CELL_MAGIC):
         return None
-    word, flags, waiters, taken, since, who, tid, depth, method, contended, recoveries, nonce, task = (
+    word, flags, waiting, taken, since, who, tid, depth, method, contended, recoveries, nonce, task = (
         _NATIVE.unpack_from(raw, offset)
     )
     owner, tasked = None, flags & _TASKED
     if depth and (not nonce & _LEFT if tasked else word & _TID == tid and not word & _OWNER_DIED):
         process = who & (1 << _PID_BITS) - 1, who >> _PID_BITS
         owner = _living(*process, tid, _text(method), since, depth, task if tasked else 0)
-    return owner, waiters & 0xFFFF_FFFF, taken, contended, recoveries
+    return owner, waiting & 0xFFFF_FFFF, taken, contended, recoveries
 
 
 def _file_cell(raw: bytes, offset: int) -> _Looked | None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import native
 from ..errors import CoheldError
-from ..process import at_fork, start_of, thread_name
+from ..process import at_fork, command_of, start_of, thread_name
 from ..waiting import FOREVER, TOLD_AFTER
 from . import files, leaving
 
@@ -49,8 +49,44 @@ _MADE_BY = re.compile(r"waits-(\d+)-(\d+)\Z")
 _KIND = 4
 """Of its header; see files.py for the others."""
 
+_NAMES = {FOR_LOCK: "lock", FOR_GUARD: "guard", FOR_READERS: "readers", FOR_PERMIT: "permit"}
+
 Cell = tuple[int, int]
 """Inode of its file, and its place there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A thread or task that waits.
+
+    pid, tid: process and thread number; of a task it is its loop's thread.  start: when the process started, in the
+    system's own unit.  thread: the thread's name, or task: the task's; the other one is empty.  method: the locked
+    method, "" for acquire and with.  since: when the wait began, seconds of time.monotonic().  waits_for: "lock";
+    "guard": until a condition holds; "readers": it has the lock, and waits for those who read; "permit".  timed: it
+    ends by itself.
+    """
+
+    pid: int
+    start: int
+    tid: int
+    thread: str
+    task: str
+    method: str
+    since: float
+    waits_for: str
+    timed: bool
+
+    @property
+    def command(self) -> str:
+        """The command line of its process, cut to 60 characters; empty if that has ended."""
+        return command_of(self.pid) if start_of(self.pid) == self.start else ""
+
+    def __str__(self) -> str:
+        who = f"task {self.task}" if self.task else f"thread {self.thread or self.tid}"
+        where = f" in {self.method}" if self.method else ""
+        what = "" if self.waits_for == "lock" else f", for {'a ' * (self.waits_for != 'readers')}{self.waits_for}"
+        waited = max(0.0, time.monotonic() - self.since)
+        return f"process {self.pid}{f' ({self.command})' * bool(self.command)}, {who}{where}{what}, for {waited:.3g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +108,13 @@ class Wait:
     @property
     def what_for(self) -> int:
         return self.kind & _WHAT_FOR
+
+    def told(self) -> Waiter:
+        """As users see it."""
+        names = ("", self.name) if self.task else (self.name, "")
+        what_for = _NAMES.get(self.what_for, "lock")
+        timed = bool(self.kind & TIMED)
+        return Waiter(self.pid, self.start, self.tid, *names, self.method, self.since / 1e9, what_for, timed)
 
 
 class _Table:

@@ -67,6 +67,8 @@ def as_json(one: Any) -> dict[str, Any]:
             "pid": holder.pid,
             "start": holder.start,
             "thread": holder.tid,
+            "thread_name": holder.thread,
+            "task": holder.task or (hex(holder.task_id) if holder.task_id else None),
             "command": command_of(holder.pid),
             "method": holder.method,
             "held_seconds": round(max(0.0, time.monotonic() - holder.since), 3),
@@ -74,7 +76,17 @@ def as_json(one: Any) -> dict[str, Any]:
         }
     counts = {"waiters": one.waiters, "acquisitions": one.acquisitions, "contended": one.contended}
     inside = [{"pid": pid, "count": count} for pid, count in one.inside.items()]
-    return answer | counts | {"recoveries": one.recoveries, "inside": inside, "permits": one.permits}
+    waiting = [_waiter_as_json(waiter) for waiter in one.waiting]
+    rest = {"recoveries": one.recoveries, "inside": inside, "permits": one.permits, "waiting": waiting}
+    return answer | counts | rest
+
+
+def _waiter_as_json(waiter: Any) -> dict[str, Any]:
+    answer = {
+        name: getattr(waiter, name) for name in ("pid", "start", "thread", "task", "method", "waits_for", "timed")
+    }
+    waited = round(max(0.0, time.monotonic() - waiter.since), 3)
+    return answer | {"thread_number": waiter.tid, "waited_seconds": waited}
 
 
 def _print(found: Sequence[Any]) -> None:

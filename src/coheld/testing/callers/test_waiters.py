@@ -1,0 +1,160 @@
+"""Who waits is named: threads, tasks, for what, in which method, since when; and nobody who does not."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import coheld
+from coheld import Lockable, Semaphore, Waiter, aio
+from coheld.backends import waiters
+from coheld.testing.support import delays, procs, states
+
+
+class Bed(Lockable):
+    def __init__(self) -> None:
+        super().__init__(lock_name="bed")
+        self.ready = False
+
+    @Lockable.locked
+    def book(self) -> None:
+        pass
+
+    @Lockable.locked(exclusive=False)
+    def look(self, meet: Callable[[], object]) -> None:
+        meet()
+
+    @Lockable.locked(when=lambda self: self.ready)
+    def collect(self) -> None:
+        pass
+
+    @Lockable.locked
+    async def book_later(self) -> None:
+        pass
+
+
+@contextmanager
+def working(name: str, work: Callable[[], object]) -> Iterator[threading.Thread]:
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    yield thread
+    thread.join(delays.LONG)
+    assert not thread.is_alive()
+
+
+def waiting(obj: Any, number: int = 1) -> list[Waiter]:
+    return states.wait_until(lambda: len(found := coheld.waiters(obj)) == number and found, f"{number} wait")
+
+
+def test_a_thread_that_waits_is_named() -> None:
+    bed, before = Bed(), time.monotonic()
+    with bed, working("booker", bed.book) as thread:
+        [waiter] = waiting(bed)
+        assert (waiter.pid, waiter.tid, waiter.thread, waiter.task) == (os.getpid(), thread.native_id, "booker", "")
+        assert (waiter.method, waiter.waits_for, waiter.timed) == ("Bed.book", "lock", False)
+        assert before < waiter.since < time.monotonic()
+        assert f"process {os.getpid()} (" in str(waiter) and "thread booker in Bed.book, for" in str(waiter)
+        bed.release()
+        thread.join(delays.LONG)
+        assert not coheld.waiters(bed)
+        bed.acquire()
+
+
+def take_in_time(link: procs.Link) -> bool:
+    return Bed().acquire(timeout=delays.MEDIUM)
+
+
+def test_one_of_another_process_and_one_with_a_time_out() -> None:
+    bed = Bed()
+    with bed, procs.start(take_in_time) as worker:
+        [waiter] = waiting(bed)
+        assert (waiter.pid, waiter.timed, waiter.method) == (worker.pid, True, "")
+        assert waiter.thread == "MainThread"
+        assert worker.result() is False
+    assert not coheld.waiters(bed)
+
+
+def wait_for_ever(link: procs.Link) -> None:
+    Bed().book()
+
+
+def test_the_dead_do_not_wait() -> None:
+    bed = Bed()
+    with bed, procs.start(wait_for_ever) as worker:
+        waiting(bed)
+        worker.kill()
+        assert not coheld.waiters(bed)
+
+
+def test_who_waits_for_a_guard_or_for_readers_is_named_as_such() -> None:
+    bed, go = Bed(), threading.Event()
+    with working("collector", bed.collect):
+        [waiter] = waiting(bed)
+        assert (waiter.thread, waiter.waits_for, waiter.method) == ("collector", "guard", "Bed.collect")
+        with bed:
+            bed.ready = True
+    with working("reader", lambda: bed.look(lambda: go.wait(delays.LONG))):
+        states.wait_until(lambda: coheld.resources()[0].inside, "somebody reads")
+        with working("booker", bed.book):
+            [waiter] = waiting(bed)
+            assert (waiter.thread, waiter.waits_for, waiter.method) == ("booker", "readers", "Bed.book")
+            go.set()
+
+
+def test_tasks_that_wait_are_named_and_are_no_more_when_they_are_cancelled() -> None:
+    bed = Bed()
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(bed.book_later(), name=f"task-{number}") for number in range(3)]
+        while len(found := coheld.waiters(bed)) < len(tasks):
+            await asyncio.sleep(delays.TICK)
+        assert [waiter.task for waiter in found] == ["task-0", "task-1", "task-2"]
+        assert {(waiter.thread, waiter.method, waiter.waits_for) for waiter in found} == {
+            ("", "Bed.book_later", "lock")
+        }
+        assert coheld.resources()[0].waiters == len(tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not coheld.waiters(bed)
+        assert not await aio.acquire(bed, 0)
+
+    with bed, working("loop", lambda: asyncio.run(main())):
+        pass
+
+
+def test_who_waits_for_a_permit_is_named() -> None:
+    semaphore = Semaphore(1, name="gpu")
+    semaphore.acquire()
+    with working("first", semaphore.acquire), working("second", semaphore.acquire):
+        [resource] = states.wait_until(
+            lambda: [one for one in coheld.resources() if len(one.waiting) == 2], "both wait for a permit"
+        )
+        assert {waiter.thread for waiter in resource.waiting} == {"first", "second"} and resource.waiters == 2
+        assert "permit" in {waiter.waits_for for waiter in resource.waiting} or semaphore_of_files(resource)
+        semaphore.release()
+        states.wait_until(lambda: len(coheld.resources()[0].waiting) == 1, "one has it")
+        semaphore.release()
+    semaphore.release()
+
+
+def semaphore_of_files(resource: coheld.Resource) -> bool:
+    return resource.backend == "file"
+
+
+def test_a_wait_in_the_middle_of_another_one_is_shown_and_then_that_again() -> None:
+    """As in a signal's handler."""
+    here = waiters.of_this_thread()
+    assert here is not None
+    bed = Bed()
+    with waiters.listed(bed.__lock__, waiters.FOR_LOCK, "outer", waiters.FOREVER):
+        [outer] = coheld.waiters(bed)
+        with waiters.listed(bed.__lock__, waiters.FOR_GUARD, "inner", 0.0):
+            [inner] = coheld.waiters(bed)
+        [again] = coheld.waiters(bed)
+    assert (outer.method, inner.method, again.method) == ("outer", "inner", "outer")
+    assert (outer.waits_for, inner.waits_for, inner.timed) == ("lock", "guard", True)
+    assert outer.since == again.since and not coheld.waiters(bed)
