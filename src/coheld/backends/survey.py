@@ -153,7 +153,9 @@ def _resource(
     kind = "semaphore" if header.kind == files.SEMAPHORE else "lock"
     inside, permits = ({}, None) if register is None else _register(register)
     owner, counted, taken, contended, deaths = found
-    named = sum(waiter.waits_for != "guard" for waiter in waiting)  # of tasks one thread is counted, however many wait
+    named = sum(
+        kind == "semaphore" or waiter.waits_for != "guard" for waiter in waiting
+    )  # each task, by its thread one
     return Resource(
         name=name,
         kind=kind,
