@@ -153,9 +153,7 @@ def _resource(
     kind = "semaphore" if header.kind == files.SEMAPHORE else "lock"
     inside, permits = ({}, None) if register is None else _register(register)
     owner, counted, taken, contended, deaths = found
-    named = sum(
-        kind == "semaphore" or waiter.waits_for != "guard" for waiter in waiting
-    )  # each task, by its thread one
+    named = sum(kind == "semaphore" or waiter.waits_for != "guard" for waiter in waiting)  # tasks: each
     return Resource(
         name=name,
         kind=kind,
