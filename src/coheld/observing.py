@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import native
@@ -116,46 +117,34 @@ def observed() -> bool:
 
 def taken(lock: Handle, obj: object, waited: float, tried: bool) -> None:
     """By the owner of its first level.  obj: by which it was taken, or None."""
-    if _telling.busy or lock in _process.parts:
-        return
-    if obj is not None and class_of(lock) is not type(obj):
+    if obj is not None and class_of(lock) is not type(obj) and lock not in _process.parts:
         _process.classes[lock] = type(obj)
-    try:
-        _telling.busy, _telling.once = True, tried
-        for one in _process.observers:
-            try:
-                one.acquired(lock, waited)
-            except Exception:
-                _complain(one)
-    finally:
-        _telling.busy = False
+    _tell(lock, lambda observer: observer.acquired(lock, waited), tried)
 
 
 def given(lock: Handle) -> None:
     """By who has given its last level back."""
-    if _telling.busy or lock in _process.parts:
-        return
-    try:
-        _telling.busy = True
-        for one in _process.observers:
-            try:
-                one.released(lock)
-            except Exception:
-                _complain(one)
-    finally:
-        _telling.busy = False
+    _tell(lock, lambda observer: observer.released(lock))
 
 
 def recovered(lock: Handle) -> None:
     """By who has it from an owner that died."""
+    _tell(lock, lambda observer: getattr(observer, "recovered", _ignore)(lock))
+
+
+def _ignore(_lock: Handle) -> None:
+    """What an observer without a third method does."""
+
+
+def _tell(lock: Handle, call: Callable[[Observer], None], tried: bool = False) -> None:
+    """All of them.  What one takes itself meanwhile is not heard of."""
     if _telling.busy or lock in _process.parts:
         return
     try:
-        _telling.busy = True
+        _telling.busy, _telling.once = True, tried
         for one in _process.observers:
             try:
-                if (hook := getattr(one, "recovered", None)) is not None:
-                    hook(lock)
+                call(one)
             except Exception:
                 _complain(one)
     finally:
