@@ -89,20 +89,32 @@ class Interrupt(BaseException):
     pass
 
 
+class Storm:
+    armed = False
+
+
 def interrupt(*_: Any) -> None:
-    raise Interrupt
+    if Storm.armed:  # else it comes late, by a thread that has not run since
+        raise Interrupt
+
+
+def interrupted(act: Callable[[], object], delay: float) -> None:
+    """A signal comes at about that time."""
+    try:
+        Storm.armed = True
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        act()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        Storm.armed = False
+    except Interrupt:
+        Storm.armed = False
 
 
 def enter(lease: Lease[str], delay: float) -> bool:
-    """Is it entered?  A signal comes at about that time."""
-    entered = None
-    try:
-        signal.setitimer(signal.ITIMER_REAL, delay)
-        entered = lease.__enter__()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except Interrupt:
-        pass
-    return entered is not None
+    """Is it entered?"""
+    entered: list[str] = []
+    interrupted(lambda: entered.append(lease.__enter__()), delay)
+    return bool(entered)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file of /proc, interrupted
@@ -128,12 +140,7 @@ def test_an_interrupted_reading_call_is_counted_out_wherever_a_signal_comes(rng:
     bed.read()
     try:
         for _ in range(effort.rounds(3000)):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 2e-4))
-                bed.read()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupt:
-                pass
+            interrupted(bed.read, rng.uniform(1e-6, 2e-4))
             assert not bed.__lock__.readers.counts()
             if not CAPABILITIES.uninterruptible_entry:
                 give_all_back(bed)
