@@ -30,6 +30,7 @@ LAYERS = [
     "mutex",
     "lockable",
     "semaphore",
+    "ledger",
     "pool",
     "inspecting",
     "ordering",

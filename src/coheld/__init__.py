@@ -28,6 +28,7 @@
     mutex.py       locks by what names them
     lockable.py    Lockable and @Lockable.locked
     semaphore.py   Semaphore
+    ledger.py      who has what of a pool, and who waits
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
     ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER

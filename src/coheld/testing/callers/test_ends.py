@@ -14,7 +14,8 @@ import pytest
 
 import coheld
 from coheld import Lockable, Pool, Semaphore
-from coheld.pool import Lease, _Ledger
+from coheld.ledger import Ledger
+from coheld.pool import Lease
 from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back
 from coheld.testing.support import delays, effort, procs
 
@@ -150,14 +151,14 @@ def test_an_interrupted_reading_call_is_counted_out_wherever_a_signal_comes(rng:
 
 def test_an_interrupt_right_after_it_was_given_back_is_no_misuse(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool(["one"])
-    give_back = _Ledger.give_back
+    give_back = Ledger.give_back
 
-    def interrupted(self: _Ledger, key: str, number: int) -> bool:
-        monkeypatch.setattr(_Ledger, "give_back", give_back)
+    def interrupted(self: Ledger, key: str, number: int) -> bool:
+        monkeypatch.setattr(Ledger, "give_back", give_back)
         give_back(self, key, number)
         raise Interrupt
 
-    monkeypatch.setattr(_Ledger, "give_back", interrupted)
+    monkeypatch.setattr(Ledger, "give_back", interrupted)
     with pytest.raises(Interrupt), pool.lease():
         pass
     assert pool.free() == ["one"]

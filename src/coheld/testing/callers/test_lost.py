@@ -17,8 +17,9 @@ import pytest
 import coheld
 from coheld import Lockable, LockTimeout, Pool, native
 from coheld.backends import lookout
+from coheld.ledger import lost
 from coheld.mutex import remove
-from coheld.pool import Lease, _lost
+from coheld.pool import Lease
 from coheld.testing.support import delays, procs, states
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what is destroyed
@@ -57,7 +58,7 @@ def begun(pool: Pool[str]) -> "asyncio.Task[None]":
 
 
 def wait_until_forgotten() -> None:
-    states.wait_until(lambda: not _lost.numbers and not _lost.ledgers, "all lost requests are forgotten")
+    states.wait_until(lambda: not lost.numbers and not lost.ledgers, "all lost requests are forgotten")
 
 
 # ---- a pool ----------------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def test_a_waiting_request_of_a_closed_loop_keeps_nobody_out(kept: bool) -> None
                 gc.collect()
             other = running.enter_context(procs.start(take, pool))
             other.expect("asks")
-            states.wait_until(lambda: not _lost.waits and queued(pool) == 1, "it is forgotten, and the other waits")
+            states.wait_until(lambda: not lost.waits and queued(pool) == 1, "it is forgotten, and the other waits")
         other.expect("a")
         other.tell("give")
     del task
@@ -158,7 +159,7 @@ def test_a_forked_child_loses_none_of_its_parents() -> None:
     if not (pid := os.fork()):
         del lease
         gc.collect()
-        os._exit(len(pool.free()) + len(_lost.numbers))
+        os._exit(len(pool.free()) + len(lost.numbers))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert pool.free() == []
     lease.__exit__()

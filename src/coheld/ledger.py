@@ -1,0 +1,246 @@
+"""The ledger of a pool: who has what, and who waits for what; and what becomes of a request that nobody can end."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from . import native, waiting
+from .backends import tasking
+from .errors import CoheldError, LockTimeout
+from .lockable import Lockable
+from .process import at_fork, start_of
+from .state import shared
+
+_SLICE = 0.05
+"""How long who waits sleeps at most before it looks whether those who hold leases live, seconds."""
+MOMENTS = 0.1
+"""For how long to wait for the ledger at least, which all have for moments, seconds."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A wait for one of those keys.  Of a process, whose death ends it.  number: whoever asks has drawn it, and can
+    withdraw what it asked for wherever an interrupt came."""
+
+    number: int
+    pid: int
+    start: int
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A resource is somebody's."""
+
+    number: int
+    pid: int
+    start: int
+
+
+class NotGot(LockTimeout):
+    """The deadline has passed, and nothing of the request is left."""
+
+
+class Ledger(Lockable):
+    """Who has what, and who waits for what, in the order in which they came.  A free resource goes to the first that it
+    fits: each takes its own, and leaves what an earlier one could have."""
+
+    leases: dict[str, Held] = shared(default_factory=dict)
+    queue: list[Request] = shared(default_factory=list)
+
+    def serve(self, steps: waiting.Steps[str]) -> str:
+        """By the owner, of a thread."""
+        return waiting.run(steps, native.lock_of(self))
+
+    def fitting(self, request: Request) -> str | None:
+        """By the owner: what the request may take now; all who are queued are before one that is not."""
+        earlier: set[str] = set()
+        for other in self.queue:
+            if other.number == request.number:
+                break
+            earlier.update(other.keys)
+        return next((key for key in request.keys if key not in self.leases and key not in earlier), None)
+
+    def take(self, request: Request) -> str | None:
+        """By the owner: what the request has from now on; None: nothing yet."""
+        if (key := self.fitting(request)) is not None:
+            self.leases[key] = Held(request.number, request.pid, request.start)
+            self.withdraw(request.number)
+        return key
+
+    def withdraw(self, number: int) -> None:
+        """By the owner: it waits no more."""
+        self.queue[:] = [request for request in self.queue if request.number != number]
+
+    @Lockable.locked
+    def give_back(self, key: str, number: int) -> bool:
+        """False: this process does not have it so."""
+        if self.leases.get(key) != Held(number, *me()):
+            return False
+        del self.leases[key]
+        return True
+
+    @Lockable.locked(timeout=MOMENTS)
+    def forget(self, numbers: Collection[int]) -> None:
+        """Nothing of the requests is left. Raises: LockTimeout: if who has the ledger does not go on."""
+        self.keep(lambda one: one.number not in numbers)
+
+    def bury(self) -> None:
+        """By the owner: what dead processes, or lost requests of this one, had or waited for is nobody's."""
+        lost.note_waits()
+        gone = set(lost.numbers)
+        owners: list[Held | Request] = [*self.leases.values(), *self.queue]
+        alive = {(one.pid, one.start): lives(one) for one in owners}
+        self.keep(lambda one: alive[one.pid, one.start] and one.number not in gone)
+
+    def keep(self, stays: Callable[[Held | Request], bool]) -> None:
+        """By the owner: the others go."""
+        for key in [key for key, one in self.leases.items() if not stays(one)]:
+            del self.leases[key]
+        self.queue[:] = [one for one in self.queue if stays(one)]
+
+    def steps(self, request: Request, deadline: float) -> waiting.Steps[str]:
+        """By the owner: what the request has got.  One that does not wait is not queued.
+
+        Raises: NotGot: nothing, by the deadline.  LockTimeout: the ledger could not be had again, and is not held.
+        """
+        lock, queued = native.lock_of(self), False
+        depth, _, (_, _, _, method) = lock._record()
+        while (key := self.take(request)) is None:
+            self.bury()
+            if (key := self.take(request)) is not None:
+                break
+            if waiting.left(deadline) <= 0:
+                self.withdraw(request.number)
+                raise NotGot
+            if not queued:
+                self.queue.append(request)
+            if lock.pending:
+                lock._commit()
+            yield waiting.Sleep(lock._suspend(not queued), min(deadline, monotonic() + _SLICE))
+            queued = True
+            nested = depth > 1  # a signal's handler waits: the call that it came in goes on with the ledger
+            again = waiting.FOREVER if nested else monotonic() + moments(deadline)
+            if not (yield waiting.Take(self, method, depth, again, keep=nested)):
+                raise LockTimeout
+        return key
+
+
+def lives(one: Held | Request) -> bool:
+    """Does its process?"""
+    return start_of(one.pid) == one.start
+
+
+def me() -> tuple[int, int]:
+    pid = os.getpid()
+    return pid, start_of(pid) or 0
+
+
+class _Lost:
+    """Requests of this process that nobody can end any more: their coroutine was destroyed, or its loop closed while it
+    waited, or their Lease dropped.
+
+    Whoever finds that out may be collecting garbage, in the middle of anything: the same thread may have the ledger, or
+    be about to change what stands in it.  So it only notes the number, and neither waits nor looks at the ledger.
+
+    noted       who looks for what the dead had (bury), or what is free, passes it over from here on, in this process
+    forgotten   it is taken out of the ledger, and committed: nobody anywhere is kept out by it.  A thread does that, at
+                once, as others wait who know nothing of the note, and nobody else of this process may ever come again.
+                It begins again until that is done, so the note goes last
+
+    Why no note stays: busy is taken by who starts the thread, after the note, and given back by the thread, which then
+    looks for notes once more: either finds what the other did.  Where no thread is to be had, the next note tries.
+
+    ledgers     of all requests that a ledger may know of, by number.  What the collector has found to be garbage may
+                be used no more: its weak references are gone.  So the ledger of a request is none until that ends
+    waits       the loops of those that wait
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """In this process; a child of a fork has no requests."""
+        self.ledgers: dict[int, Ledger] = {}
+        self.waits: dict[int, Any] = {}
+        self.numbers: dict[int, None] = {}
+        self.busy = threading.Lock()
+
+    def begin_request(self, number: int, ledger: Ledger) -> None:
+        """By the owner of the ledger, before that knows of it."""
+        if (task := tasking.current_task()) is not None:
+            self.waits[number] = task.get_loop()
+        self.ledgers[number] = ledger
+
+    def note_waits(self) -> None:
+        """Those of closed loops. Never blocks."""
+        for number, loop in list(self.waits.items()):
+            if loop.is_closed():
+                self.note(number)
+
+    def note(self, number: int) -> None:
+        """Nothing where it has ended. Never blocks."""
+        if number in self.ledgers and not sys.is_finalizing():
+            self.numbers[number] = None
+            self._begin_thread()
+
+    def end(self, number: int) -> None:
+        """Nothing of it is in the ledger."""
+        self.waits.pop(number, None)
+        self.ledgers.pop(number, None)
+        self.numbers.pop(number, None)
+
+    def _begin_thread(self) -> None:
+        if self.busy.acquire(blocking=False):
+            try:
+                _thread.start_new_thread(self._start, ())  # threading's own start waits, for locks and for the thread
+            except RuntimeError:
+                self.busy.release()
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._run, name="coheld pool", daemon=True).start()
+        except RuntimeError:
+            self.busy.release()
+
+    def _run(self) -> None:
+        while self.numbers:
+            self._forget_all()
+        self.busy.release()
+        if self.numbers:
+            self._begin_thread()
+
+    def _forget_all(self) -> None:
+        """One try for each ledger: another's owner may have been stopped."""
+        by_lock: dict[Any, dict[int, Ledger]] = {}
+        for number in list(self.numbers):
+            if (ledger := self.ledgers.get(number)) is None:  # it has ended meanwhile
+                self.end(number)
+            else:
+                by_lock.setdefault(native.lock_of(ledger), {})[number] = ledger
+        for ledgers in by_lock.values():
+            try:
+                next(iter(ledgers.values())).forget(ledgers)
+            except LockTimeout:
+                continue
+            except (CoheldError, OSError):
+                pass  # there is no such ledger any more
+            for number in ledgers:
+                self.end(number)
+
+
+lost = _Lost()
+at_fork(child=lost.begin)
+tasking.when_closed.append(lost.note_waits)
+
+
+def moments(deadline: float) -> float:
+    """How long to wait for the ledger, which everybody has for moments only, by who tries once, too; seconds."""
+    return max(waiting.left(deadline), MOMENTS)
