@@ -32,7 +32,7 @@ from typing import Any
 from .. import native
 from ..errors import BackendError, CoheldError
 from ..process import at_fork, start_of
-from . import claims, files, leaving
+from . import claims, files, leaving, waiters
 from .base import Capabilities, Gatekeeping, Handle, gate, known
 from .polled import Polled
 from .record import CELL_SIZE, Cell
@@ -233,6 +233,7 @@ def _new_arena() -> Arena:
 def _join(directory: str) -> None:
     _process.joined.add(directory)
     leaving.at_exit(_leave)
+    leaving.at_exit(waiters.leave)
 
 
 def _establish(directory: str) -> None:

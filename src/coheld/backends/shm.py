@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from .. import native
 from ..errors import BackendError, IncompatibleError, TooManyLocksError
 from ..process import at_fork
-from . import beside, files, leaving, register, sweeping
+from . import beside, files, leaving, register, sweeping, waiters
 from .base import Capabilities, Gatekeeping, Handle, gate, known
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
@@ -272,6 +272,7 @@ def _new_arena() -> Arena:
     sweeping.sweep(directory)
     _process.directories.add(directory)
     leaving.at_exit(_leave)
+    leaving.at_exit(waiters.leave)
     with files.new_file(directory, native.HEADER_SIZE, header_here(files.ARENA)) as (made, fd):
         fcntl.flock(fd, fcntl.LOCK_SH)
         path = os.path.join(directory, os.path.basename(made).replace(".new-", "arena-"))
