@@ -110,6 +110,8 @@ BROKEN = [
     ("waiter", "NotRobust", "WAITER hangs"),
     ("rival", "NotExclusive", "overlap"),
     ("alone", "NotRecovered", "__recover__ was not called"),
+    ("alone", "NotAtOnce", "it comes and goes"),
+    ("alone", "NotDead", "where the dead one did not own it"),
 ]
 
 
