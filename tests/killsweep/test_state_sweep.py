@@ -20,7 +20,7 @@ import pytest
 import coheld
 from coheld import Lockable, _native, shared
 from coheld.mutex import remove
-from coheld.testing.support import delays, states
+from coheld.testing.support import delays, effort, states
 from killsweep.stepper import MARK, Code, Tracee, Walk, build, trace_me
 
 FULL = os.environ.get("COHELD_SWEEP") == "full"
@@ -159,11 +159,12 @@ def walk(library: object, cls: type[Ledger]) -> Walk:
         trial.end()
 
 
-def points(recorded: Walk, rng: random.Random) -> list[int]:
-    """Half of what is tried is in the extension, and in what that calls."""
+def points(recorded: Walk, rng: random.Random, number: int) -> list[int]:
+    """In any order. Half of what is tried is in the extension, and in what that calls."""
     of_lock = Code(str(_native.__file__)).of_lock(array("Q", recorded.pointers))
-    chosen = rng.sample(of_lock, min(len(of_lock), POINTS // 2))
-    return sorted(chosen + [rng.randrange(len(recorded)) for _ in range(POINTS - len(chosen))])
+    chosen = rng.sample(of_lock, min(len(of_lock), number // 2))
+    chosen += [rng.randrange(len(recorded)) for _ in range(number - len(chosen))]
+    return rng.sample(chosen, number)
 
 
 @pytest.mark.hang_limit(1800)
@@ -171,7 +172,8 @@ def points(recorded: Walk, rng: random.Random) -> list[int]:
 def test_a_kill_at_any_instruction(library: object, cls: type[Ledger], rng: random.Random) -> None:
     recorded = walk(library, cls)
     before = after = 0
-    for step in points(recorded, rng):
+    ends = [0, len(recorded) - 1]  # there it has not begun, and is over
+    for step in ends + points(recorded, rng, POINTS if FULL else effort.rounds(POINTS)):
         trial = Trial(library, cls)
         trial.child.follow(recorded.route(step))
         turns = trial.end()
@@ -185,7 +187,7 @@ def test_a_kill_at_any_instruction(library: object, cls: type[Ledger], rng: rand
 def test_the_sweep_finds_a_torn_state(library: object, rng: random.Random) -> None:
     recorded = walk_torn(library)
     with pytest.raises(AssertionError, match="torn"):
-        for step in points(recorded, rng):
+        for step in points(recorded, rng, POINTS):
             trial = Trial(library, Torn)
             try:
                 trial.child.follow(recorded.route(step))
