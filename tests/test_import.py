@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import coheld
-from coheld.testing.support import delays, procs
+from coheld.testing.support import procs
 
 PACKAGE = Path(coheld.__path__[0])
-BUDGET = 0.060  # seconds of one processor, at the best of several times: what else runs here does not count
+BUDGET = 0.060  # seconds of one processor, at the best of several times
+PEER = 0.033  # what asyncio takes where and when that was promised: who takes longer for it, may for us
+TIMES = 12
 
 NEW_MODULES = """
 import sys
@@ -20,7 +22,7 @@ print(*sorted(set(sys.modules) - before))
 COST = """
 import time
 begun = time.process_time()
-import coheld
+import {}
 print(time.process_time() - begun)
 """
 
@@ -53,8 +55,19 @@ def test_it_does_not_import_the_tests() -> None:
     assert not {name for name in new_modules() if name.startswith("coheld.testing")}
 
 
+def cost(module: str) -> float:
+    return float(procs.run(COST.format(module)))
+
+
 def test_it_is_quick() -> None:
-    assert any(float(procs.run(COST)) <= BUDGET * delays.SCALE for _ in range(20))
+    """Within the budget. On a busy machine caches are shared, and all takes longer: then by asyncio."""
+    ours, peers = [], []
+    for _ in range(TIMES):
+        if (taken := cost("coheld")) <= BUDGET:
+            return
+        ours.append(taken)
+        peers.append(cost("asyncio"))
+    assert min(ours) / min(peers) <= BUDGET / PEER, (ours, peers)
 
 
 def test_it_opens_nothing_starts_nothing_and_makes_no_file(coheld_dir: Path) -> None:

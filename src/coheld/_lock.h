@@ -9,6 +9,7 @@
  *                   TID                  held by that thread
  *                   TID | WAITERS        held; the unlocker must wake one sleeper
  *                   OWNER_DIED [| W]     the owner is gone; the next trylock gets EOWNERDEAD and the lock
+ *                   WAITERS              damage: as OWNER_DIED (cell_try_busy)
  *                   glibc and the kernel write it.  Ours are three changes: a waiter or the owner ORs WAITERS in,
  *                   and whoever finds the owner gone swaps TID for OWNER_DIED (cell_bury).
  *   waiters         epoch << 32 | count of enrolled waiters of that epoch; waiters add and take off themselves;
@@ -357,10 +358,19 @@ static int __attribute__((noinline)) cell_enter_after(Cell *c, int rc, Record *d
     return EOWNERDEAD;
 }
 
+/* WAITERS alone is neither free nor anybody's: neither we nor glibc nor the kernel ever leave it, but a damaged file may,
+ * and pthread would find it taken for ever.  It is as if its owner had died. */
+static int __attribute__((noinline)) cell_try_busy(Cell *c) {
+    if (word_load(c) != FUTEX_WAITERS) return EBUSY;
+    cell_bury(c, FUTEX_WAITERS);
+    return pthread_mutex_trylock(&c->mutex);
+}
+
 /* One try; never blocks.  w: my wait; NULL: I do not wait.  0: held now; EOWNERDEAD: held now, and dead is who had it;
  * EBUSY; else the mutex is broken. */
 static inline int cell_try(Cell *c, const Waiter *w, Record *dead) {
     int rc = pthread_mutex_trylock(&c->mutex);
+    if (UNLIKELY(rc == EBUSY)) rc = cell_try_busy(c);
     if (UNLIKELY(rc && rc != EOWNERDEAD)) return rc;
     if (UNLIKELY(cell_crowded(c, w))) __atomic_fetch_or(word_of(c), (int)FUTEX_WAITERS, __ATOMIC_SEQ_CST);
     if (UNLIKELY(rc || cell_tasked(c)) && !(rc = cell_enter_after(c, rc, dead))) return EBUSY;

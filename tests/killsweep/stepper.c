@@ -79,11 +79,14 @@ int stepper_run_to(pid_t pid, uint64_t address) {
     return status;
 }
 
-/* Execute up to limit instructions, and note each before it is executed (pointers may be NULL).  How many were
- * executed: fewer if the child stopped for something else, a signal of its own or its end; *status tells what. */
-long stepper_walk(pid_t pid, long limit, uint64_t *pointers, int *status) {
+/* Execute up to limit instructions, and note each before it is executed (pointers may be NULL), and then what two words
+ * are that the child shares with us (seen may be NULL).  How many were executed: fewer if the child stopped for something
+ * else, a signal of its own or its end; *status tells what. */
+long stepper_walk(pid_t pid, long limit, uint64_t *pointers, const volatile uint32_t *low, const volatile uint32_t *high,
+                  uint64_t *seen, int *status) {
     for (long n = 0; n < limit; n++) {
         if (pointers) pointers[n] = stepper_pointer(pid);
+        if (seen) seen[n] = *low | (uint64_t)*high << 32;
         if (ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL)) return -1;
         *status = wait_for(pid);
         if (*status < 0) return -1;

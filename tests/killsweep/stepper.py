@@ -4,6 +4,7 @@ All calls about one child come from the thread that forked it: that is the kerne
 """
 
 import ctypes
+import mmap
 import os
 import shlex
 import signal
@@ -19,7 +20,6 @@ LONGEST = 2_000_000  # steps between two marks; more is a child that loops
 
 
 DEAR = 2  # so many steps are as dear as a hop
-DRIFT = 100  # steps by which two walks differ at one place: a look at the clock may take a loop more
 
 
 class Lost(AssertionError):
@@ -37,8 +37,9 @@ class Route:
 class Walk:
     """The instructions from one mark to the next, in their order."""
 
-    def __init__(self, pointers: "array[int]") -> None:
+    def __init__(self, pointers: "array[int]", seen: "array[int]") -> None:
         self.pointers = pointers
+        self.seen = seen  # what a Watched showed before each; empty: nothing was
         self._visits: dict[int, list[int]] = {}
         for step, pointer in enumerate(pointers):
             self._visits.setdefault(pointer, []).append(step)
@@ -67,10 +68,20 @@ class Walk:
         visits = self._visits[pointer]
         return visits[bisect_right(visits, at)]
 
-    def place(self, pointer: int, step: int) -> int | None:
-        """The step at which a child was that came to `pointer` after about `step` steps of another walk."""
-        near = [one for one in self._visits.get(pointer, []) if abs(one - step) <= DRIFT]
-        return min(near, key=lambda one: abs(one - step), default=None)
+
+class Watched:
+    """Two words in a file that a child maps, too: one number, of the second above the first."""
+
+    def __init__(self, path: str, *offsets: int) -> None:
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self._words = [ctypes.c_uint32.from_buffer(self._memory, offset) for offset in offsets]
+        self.addresses = [ctypes.addressof(word) for word in self._words]
+
+    def look(self) -> int:
+        """What they are now."""
+        low, high = (word.value for word in self._words)
+        return low | high << 32
 
 
 def build(directory: Path) -> ctypes.CDLL:
@@ -86,7 +97,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.stepper_pointer.restype = ctypes.c_uint64
     library.stepper_run_to.argtypes = [ctypes.c_int, ctypes.c_uint64]
     library.stepper_walk.restype = ctypes.c_long
-    library.stepper_walk.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    library.stepper_walk.argtypes = [ctypes.c_int, ctypes.c_long, *[ctypes.c_void_p] * 5]
     return library
 
 
@@ -133,23 +144,25 @@ class Tracee:
         """The address of the instruction that it executes next."""
         return int(self._library.stepper_pointer(self.pid))
 
-    def glance(self) -> Walk:
+    def glance(self, watched: Watched | None = None) -> Walk:
         """Let it run until it raises MARK; of its steps only the first is noted."""
-        first = array("Q", [self.pointer()])
+        first = array("Q", [self.pointer()]), array("Q", [watched.look()] if watched else [])
         self.run_to_mark()
-        return Walk(first)
+        return Walk(*first)
 
-    def walk_to_mark(self) -> Walk:
+    def walk_to_mark(self, watched: Watched | None = None) -> Walk:
         """Step it until it raises MARK."""
-        pointers = array("Q", bytes(8 * LONGEST))
-        made = self._walk(LONGEST, pointers.buffer_info()[0])
+        pointers, seen = array("Q", bytes(8 * LONGEST)), array("Q", bytes(8 * LONGEST) if watched else b"")
+        notes = (*watched.addresses, seen.buffer_info()[0]) if watched else (None, None, None)
+        made = self._walk(LONGEST, pointers.buffer_info()[0], *notes)
         if made == LONGEST:
             raise Lost(f"the traced child made {LONGEST} steps without coming to a mark")
-        return Walk(pointers[:made])
+        return Walk(pointers[:made], seen[:made])
 
-    def _walk(self, steps: int, pointers: int | None = None) -> int:
+    def _walk(self, steps: int, *notes: int | None) -> int:
         status = ctypes.c_int()
-        made = _checked(self._library.stepper_walk(self.pid, steps, pointers, ctypes.byref(status)))
+        where = notes or (None,) * 4
+        made = _checked(self._library.stepper_walk(self.pid, steps, *where, ctypes.byref(status)))
         if made < steps:
             self._expect(status.value, MARK)
         return made

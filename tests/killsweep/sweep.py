@@ -16,7 +16,6 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from ctypes import CDLL
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -25,11 +24,10 @@ import coheld._native
 from coheld.testing.support import delays
 from killsweep.stepper import Code, Lost, build
 from killsweep.trial import ASLEEP, PROMPT, SCENES, Cast, Outcome, Point, Trial, scratch
-from killsweep.workbench import BODY, SUBJECTS, Counted, Stage
+from killsweep.workbench import SUBJECTS, Counted, Stage
 
 AGAIN = 8  # trials of one point, where a busy machine may have been slow: three in a row have been, in one burst
 PATIENT = 0.05  # of the trials with a keeper: nobody else may call there, and a lost wake costs a bounded sleep
-Placed = tuple[Stage, int, bool]  # stage, step of the first walk, and whether the next owner recovered
 ENOUGH = 5  # failures end a sweep
 
 
@@ -59,10 +57,11 @@ class Sweep:
         self._cast = cast
         self._random = random.Random(f"{seed}:{cast.scene.name}:{cast.subject.__name__}")
         self._outcomes: list[Outcome] = []
-        self._planned: int | None = None  # so many were no second tries, whose step is not where it was meant to be
+        self._straight = False  # to the address, instead of the step
         self.report = Report(cast.scene.name, cast.subject.__name__, seed)
         with Trial(self._cast) as trial:
             self._walks = trial.record(body)
+            self._cell, self._walked = trial.cell, trial.child.pid
         self.report.steps = {stage.name: len(walk) for stage, walk in self._walks.items()}
         self._code = Code(coheld._native.__file__)
         self._of_lock = {stage: self._code.of_lock(walk.pointers) for stage, walk in self._walks.items()}
@@ -89,6 +88,10 @@ class Sweep:
     def asleep(self) -> list[Point]:
         """Where the traced child sleeps, if it has to wait."""
         return [Point(Stage.BEGIN, ASLEEP, patient=one) for one in (False, True) if self._cast.scene.keeper]
+
+    def ends(self) -> list[Point]:
+        """Inside, and where the call is all but over: who dies there has the lock, and has it no more."""
+        return [self._point(Stage.INSIDE, 0), self._point(Stage.LEAVE, len(self._walks[Stage.LEAVE]) - 1)]
 
     def _point(self, stage: Stage, step: int) -> Point:
         patient = self._cast.scene.keeper and self._random.random() < PATIENT
@@ -120,7 +123,7 @@ class Sweep:
 
     def _try(self, point: Point) -> Outcome:
         walk, step = self._walks[point.stage], max(point.step, 0)
-        route = walk.route(step) if self._planned is None else walk.straight_to(step)
+        route = walk.straight_to(step) if self._straight else walk.route(step)
         try:
             with Trial(self._cast) as trial:
                 return trial.run(point, route)
@@ -140,7 +143,7 @@ class Sweep:
     def cover(self) -> None:
         """Try again what was missed, straight to the address, as libc's way through the vdso is not as long each time;
         and count the instructions of the lock at which a child died."""
-        self._planned = len(self._outcomes)
+        self._straight = True
         for _ in range(AGAIN):
             self.run(list(self._missed().values()))
         missed = [(point, pointer) for (_, pointer), point in self._missed().items()]
@@ -158,35 +161,16 @@ class Sweep:
         missed = [(place, step) for place, step in self._wanted().items() if place not in died_at]
         return {place: self._point(place[0], step) for place, step in missed}
 
-    # ---- what all of them say together
+    # ---- what the walk says
 
-    def check_recoveries(self) -> None:
-        """A dead owner is recovered, and nobody else: from one instruction on to another, without a gap."""
-        line = self._settled(sorted(self._placed()))
-        changes = [place for before, place in pairwise(line) if before[2] != place[2]]
-        if len(changes) > 2:
-            self.report.failures.append(f"recoveries come and go: {changes}")
-        for stage, step, recovered in line:
-            if stage in BODY and not recovered:
-                self.report.failures.append(f"{stage.name} +{step}: no recovery of who died inside")
-
-    def _settled(self, line: list[Placed]) -> list[Placed]:
-        """Without those that are unlike both neighbours, and like them when tried again: the lock was free there by
-        chance, or was not."""
-        settled = line[:]
-        for at in range(1, len(line) - 1):
-            stage, step, recovered = line[at]
-            if line[at - 1][2] == line[at + 1][2] != recovered:
-                again = [self._try(self._point(stage, step)).recoveries > 0 for _ in range(AGAIN)]
-                settled[at] = stage, step, recovered if all(one == recovered for one in again) else not recovered
-        return settled
-
-    def _placed(self) -> Iterator[Placed]:
-        """Where in the first walk each child died, and whether the next owner recovered."""
-        for one in self._outcomes[: self._planned]:
-            stage = one.point.stage
-            if (step := self._walks[stage].place(one.pointer, one.point.step)) is not None:
-                yield stage, step, one.recoveries > 0
+    def check_walk(self) -> None:
+        """The lock is the child's from one instruction on to another, without a gap."""
+        if self._cell is None:
+            return
+        owned = [self._cell.owns(self._walked, seen) for walk in self._walks.values() for seen in walk.seen]
+        changes = sum(before != after for before, after in pairwise(owned))
+        if owned[0] or owned[-1] or changes != 2:
+            self.report.failures.append(f"it comes and goes: {changes} times in {len(owned)} steps")
 
 
 def sweep(options: argparse.Namespace, library: CDLL) -> Report:
@@ -194,13 +178,12 @@ def sweep(options: argparse.Namespace, library: CDLL) -> Report:
     began = time.monotonic()
     cast = Cast(library, SCENES[options.scene], SUBJECTS[options.subject], options.bound)
     work = Sweep(cast, options.seed, options.body)
-    work.run(work.asleep())
+    work.run(work.asleep() + work.ends())
     work.run(work.lock_points(options.share, options.most))
     work.run(work.other_points(options.others))
     if options.share == 1 and options.most is None:
         work.cover()
-    if not issubclass(cast.subject, Counted):
-        work.check_recoveries()
+    work.check_walk()
     work.report.seconds = time.monotonic() - began
     return work.report
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from coheld import Lockable
 from coheld.testing.support import delays, states
 from coheld.testing.support.exclusion import Exclusion
 from killsweep.actor import Actor
 from killsweep.stepper import Route, Tracee, Walk, trace_me
-from killsweep.workbench import BODY, Bench, Board, Counted, Role, Stage, Subject, new_board
+from killsweep.workbench import BODY, Bench, Board, Cell, Counted, Role, Stage, Subject, new_board
 
 SLICE = 1.2  # s; nobody sleeps longer than this on a lock that is free
 SLOWEST = SLICE + delays.LONG / 10  # s; the bound of the next acquire: that sleep, and a busy machine
@@ -104,6 +105,8 @@ class Trial:
         self.board: Board = new_board()
         self.bench = Bench(self.board, Exclusion(self._directory.name, len(Role)))
         self.subject = cast.subject(self.bench)
+        owned = isinstance(self.subject, Lockable) and not isinstance(self.subject, Counted)
+        self.cell = Cell(self.subject) if owned else None
 
     def __enter__(self) -> Self:
         pid = os.fork()
@@ -229,7 +232,8 @@ class Trial:
             pass
         walked: dict[Stage, Walk] = {}
         while (stage := Stage(self.board.stage)) is not Stage.END:
-            walked[stage] = self.child.walk_to_mark() if body or stage not in BODY else self.child.glance()
+            follow = self.child.walk_to_mark if body or stage not in BODY else self.child.glance
+            walked[stage] = follow(self.cell and self.cell.words)
             self.arrive()
         return walked
 
@@ -239,11 +243,12 @@ class Trial:
         while self.advance() is not point.stage:
             pass
         pointer = self._come_to(point, route)
-        before = self.board.recoveries
+        before, seen = self.board.recoveries, self.cell and self.cell.words.look()
         self._kill(point.early)
         failures = self._finish(point.patient)
         recoveries = self.board.recoveries - before
-        return Outcome(point, pointer, failures + self._faults(recoveries), recoveries, self._slowest())
+        failures += self._faults(recoveries) + self._mistaken(point, recoveries, seen)
+        return Outcome(point, pointer, failures, recoveries, self._slowest())
 
     def _come_to(self, point: Point, route: Route) -> int:
         """Bring the traced child there, and return the address of its next instruction; 0 where it sleeps."""
@@ -307,6 +312,17 @@ class Trial:
         if self._slowest() > SLOWEST:
             faults.append(f"the next owner waited {self._slowest():.2f} s")
         return faults
+
+    def _mistaken(self, point: Point, recoveries: int, seen: int | None) -> list[str]:
+        """A dead owner is recovered, and nobody else. Seen: the lock, when the traced child stood still to be killed;
+        None: it has no owner."""
+        if self.cell is None or seen is None:
+            return []
+        owned = self.cell.owns(self.child.pid, seen)
+        faults = ["no recovery of who died inside"] * (point.stage in BODY and not recoveries)
+        if (owned or self.cell.orphaned(seen)) == bool(recoveries):
+            return faults
+        return [*faults, f"{recoveries} recoveries, where the dead one {'owned it' if owned else 'did not own it'}"]
 
     def _dead(self) -> set[int]:
         """Whom __recover__ may be told of; 0: nobody knows."""

@@ -12,8 +12,13 @@ from multiprocessing import Semaphore as Unreturned
 from typing import Protocol
 
 from coheld import Lockable, Owner, Pool, Semaphore, snapshot
+from coheld._native import RECOVERING, TASKED
+from coheld.testing.contract.places import place_of
 from coheld.testing.support.exclusion import Exclusion, Overlap
-from killsweep.stepper import MARK
+from killsweep.stepper import MARK, Watched
+from shm import spoil
+
+TID_MASK, OWNER_DIED = (1 << 30) - 1, 1 << 30  # of the lock word
 
 
 class Role(IntEnum):
@@ -183,6 +188,24 @@ class Task(Method):
             self.bench.work(role)
 
 
+class Cell:
+    """Whose is a Lockable now? By what pthread, the kernel and a task wrote of it, not by what it says of itself."""
+
+    def __init__(self, lockable: Lockable) -> None:
+        path, cell = place_of(lockable)
+        self.words = Watched(path, cell + spoil.LOCK_WORD, cell + spoil.FLAGS)
+
+    @staticmethod
+    def owns(pid: int, seen: int) -> bool:
+        """Does it, whose only thread calls? No other is a task."""
+        return seen & TID_MASK == pid or bool(seen >> 32 & TASKED)
+
+    @staticmethod
+    def orphaned(seen: int) -> bool:
+        """Has somebody died with it before, whom nobody has recovered?"""
+        return bool(seen & OWNER_DIED or seen >> 32 & RECOVERING)
+
+
 class Counted:
     """What a process has here is counted, and not owned: nobody recovers it, and it comes back when that dies."""
 
@@ -294,10 +317,28 @@ class NotRecovered(Lockable):
         self.bench.work(role)
 
 
+class NotAtOnce(Method):
+    """Gives it back, and takes it again."""
+
+    def use(self, role: Role) -> None:
+        self.acquire()
+        self.release()
+        super().use(role)
+
+
+class NotDead(Method):
+    """Recovers after everybody."""
+
+    def use(self, role: Role) -> None:
+        if role is Role.SUCCESSOR and not self.bench.board.recoveries:
+            self.bench.mend(0)
+        super().use(role)
+
+
 SUBJECTS: dict[str, type[Subject]] = {
     one.__name__: one
     for one in (
         *(Method, With, Try, TryAfter, Task, Read, Permit, Rent),
-        *(NotReturned, NotRobust, NotExclusive, NotRecovered),
+        *(NotReturned, NotRobust, NotExclusive, NotRecovered, NotAtOnce, NotDead),
     )
 }

@@ -14,6 +14,7 @@ HEADER = files._FIELDS.size + files._CHECK.size  # bytes; what follows up to the
 CELL = _native.CELL_SIZE
 # Where things are in a cell; the first four are pthread's.
 LOCK_WORD, OWNER, MUTEX_KIND, FLAGS, MAGIC, KIND = 0, 8, 16, 44, CELL - 8, CELL - 4
+WAITERS = 1 << 31  # in the lock word
 
 
 def read_header(path: Path) -> files.Header:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from coheld import CoheldError, IncompatibleError, Lockable, statistics
-from coheld._native import CELL_SIZE, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, WARDED
+from coheld._native import CELL_SIZE, CREATED, HEADER_SIZE, LAYOUT_VERSION, RECOVERING, REMOVED, TASKED, WARDED
 from coheld.backends import files, shm, sweeping
 from coheld.backends.base import handle
 from coheld.mutex import remove
@@ -287,6 +287,13 @@ def recover(link: procs.Link) -> tuple[list[int], int]:
         return obj.dead, statistics(obj).recoveries
 
 
+def recover_at_once(link: procs.Link) -> tuple[list[int], int]:
+    obj = Watched()
+    assert obj.acquire(blocking=False)
+    obj.release()
+    return obj.dead, statistics(obj).recoveries
+
+
 def attach_at_once(link: procs.Link) -> int:
     link.say("ready")
     link.wait_for("go")
@@ -432,6 +439,17 @@ def test_odd_flags_are_taken_at_their_word(named: Victim) -> None:
     with procs.start(recover) as worker:
         dead, _ = worker.result()
     assert dead and spoil.word_at(named.path, named.offset + spoil.FLAGS) & RECOVERING == 0
+
+
+@pytest.mark.parametrize("flags", [0, TASKED], ids=["nobody's", "of a task of nobody"])
+def test_a_word_that_names_nobody_is_that_of_a_dead_owner(named: Victim, flags: int) -> None:
+    """pthread takes it for held, for ever: whoever waited did so at full speed, and past his deadline."""
+    for how in (recover, recover_at_once):
+        spoil.put_word(named.path, named.offset + spoil.LOCK_WORD, spoil.WAITERS)
+        spoil.put_word(named.path, named.offset + spoil.FLAGS, CREATED | flags)
+        with procs.start(how) as worker:
+            assert worker.result()[0] == [0]
+        assert spoil.word_at(named.path, named.offset + spoil.LOCK_WORD) == 0
 
 
 def test_an_anonymous_lock_has_no_ward(coheld_dir: Path) -> None:

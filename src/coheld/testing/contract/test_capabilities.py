@@ -21,6 +21,7 @@ def test_they_are_declared() -> None:
 
 
 def take(link: procs.Link, bed: Bed) -> None:
+    link.wait_for("go")
     with bed:
         link.say("got it")
 
@@ -35,6 +36,7 @@ def test_who_waits_sleeps_or_looks_again_as_declared() -> None:
     bed, few = Bed(), 5
     with procs.start(take, bed) as waiter:
         with bed:
+            waiter.tell("go")
             waiter.wait_until_blocked()
             before, since = sleeps_of(waiter.pid), time.monotonic()
             if CAPABILITIES.wakes_without_polling:

@@ -92,11 +92,13 @@ def _end(before: set[int]) -> list[str]:
 
     def still_running() -> set[int]:
         multiprocessing.active_children()  # reaps
-        _reap_orphans(before)
-        return {pid for pid in states.descendants(os.getpid()) if not states.gone(pid)} - before
+        found = set(states.descendants(os.getpid())) - before
+        _reap_orphans(found)
+        return {pid for pid in found if not states.gone(pid)}
 
     with contextlib.suppress(AssertionError):
         states.wait_until(lambda: not still_running(), "all processes of the test have ended", delays.MEDIUM)
+        return []
     left = sorted(still_running())
     descriptions = [_describe(pid) for pid in left]
     for pid in left:
@@ -110,9 +112,9 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _reap_orphans(before: set[int]) -> None:
-    for pid in states.children(os.getpid()):
-        if pid not in before and states.gone(pid):
+def _reap_orphans(descendants: set[int]) -> None:
+    for pid in descendants:
+        if (one := states.task(pid)) is not None and one.parent == os.getpid() and one.dying:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 

@@ -49,9 +49,15 @@ class Task:
 def task(pid: int, tid: int | None = None) -> Task | None:
     """The process, or its thread `tid`; None if it is gone."""
     try:
-        text = (Path("/proc") / str(pid) / (f"task/{tid}/stat" if tid else "stat")).read_text()
+        fd = os.open(f"/proc/{pid}/task/{tid}/stat" if tid else f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return None
+    try:
+        text = os.read(fd, 4096).decode(errors="replace")
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
     return Task(state=fields[0], parent=int(fields[1]), flags=int(fields[6]), start=int(fields[19]))
 
@@ -134,10 +140,16 @@ def wait_until_blocked(pid: int, tid: int | None = None) -> int:
     return found
 
 
+def _parents() -> Iterator[tuple[int, int]]:
+    """Of each process there is, its number and its parent's."""
+    for number in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if (one := task(number)) is not None:
+            yield number, one.parent
+
+
 def children(pid: int) -> list[int]:
     """The direct children of a process, zombies among them."""
-    numbers = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return [number for number in numbers if (one := task(number)) is not None and one.parent == pid]
+    return [number for number, parent in _parents() if parent == pid]
 
 
 def ancestors(pid: int) -> list[int]:
@@ -150,13 +162,12 @@ def ancestors(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """All processes below `pid`, parents before their children, zombies among them."""
-    parents: dict[int, list[int]] = {}
-    for number in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if (one := task(number)) is not None:
-            parents.setdefault(one.parent, []).append(number)
+    families: dict[int, list[int]] = {}
+    for number, parent in _parents():
+        families.setdefault(parent, []).append(number)
     found, todo = [], [pid]
     while todo:
-        below = parents.get(todo.pop(), [])
+        below = families.get(todo.pop(), [])
         found += below
         todo += below
     return found
