@@ -86,7 +86,8 @@ def _waiter_as_json(waiter: Any) -> dict[str, Any]:
         name: getattr(waiter, name) for name in ("pid", "start", "thread", "task", "method", "waits_for", "timed")
     }
     waited = round(max(0.0, time.monotonic() - waiter.since), 3)
-    return answer | {"thread_number": waiter.tid, "waited_seconds": waited}
+    task_id = hex(waiter.task_id) if waiter.task_id else None
+    return answer | {"thread_number": waiter.tid, "task_id": task_id, "waited_seconds": waited}
 
 
 def _print(found: Sequence[Any]) -> None:
