@@ -32,6 +32,7 @@ LAYERS = [
     "semaphore",
     "pool",
     "inspecting",
+    "graph",
     "ordering",
     "otel",
     "stacks",

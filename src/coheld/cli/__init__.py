@@ -7,6 +7,8 @@
     rm          coheld rm
     ps          coheld ps: all resources of this user
     stacks      coheld ps --stack: what those who have one do
+    graph       coheld graph: who has what and who waits, as lines and for Mermaid
+    picture     the same as an SVG
     show        coheld show: the shared state of a named resource
     demo        coheld demo: workers, kills, and the book-keeping that must come out exact
     testbed     what the workers of the demo share, and what they do with it
@@ -22,7 +24,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from coheld._version import __version__
-from coheld.cli import exits, ps, rm, show
+from coheld.cli import exits, graph, ps, rm, show
 from coheld.errors import CoheldError, LockTimeout
 
 
@@ -47,10 +49,10 @@ def _parser() -> argparse.ArgumentParser:
 def _commands() -> Sequence[ModuleType]:
     """What is there on this system: the two others are made of processes as Linux has them."""
     if sys.platform != "linux":
-        return [ps, rm, show]
+        return [ps, graph, rm, show]
     from coheld.cli import demo, run
 
-    return [run, ps, rm, show, demo]
+    return [run, ps, graph, rm, show, demo]
 
 
 def _complain(error: Exception, status: int) -> int:
