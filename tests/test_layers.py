@@ -32,6 +32,8 @@ LAYERS = [
     "semaphore",
     "pool",
     "inspecting",
+    "sight",
+    "history",
     "graph",
     "ordering",
     "otel",

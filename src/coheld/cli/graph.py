@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from coheld.process import printable
+
 if TYPE_CHECKING:
     from coheld.graph import Edge, Graph
 
@@ -106,11 +108,6 @@ def _lines(graph: "Graph", now: float) -> Iterator[tuple[int, str, bool]]:
             yield 1, printable(f"{edge.party} {edge.told(now)}{' [cycle]' * edge.in_cycle}"), edge.in_cycle
         if more := max(0, one.waiters - len(one.waiting)):
             yield 1, f"{more} more, who are not named, wait", False
-
-
-def printable(words: str) -> str:
-    """Names are as programs give them: in one line, and with nothing that a terminal obeys."""
-    return "".join(char if char.isprintable() else " " for char in words)
 
 
 # ---- for Mermaid ----------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from coheld.cli.graph import NOBODY, printable
+from coheld.cli.graph import NOBODY
 from coheld.graph import Edge, Graph, Party
+from coheld.process import printable
 
 _LEFT, _WORDS, _BEND, _RIGHT = (24, 330), 362, 590, (720, 250)
 """From left to right, pixels: boxes of parties (x, width); what is written on lines; where these bend; resources."""
