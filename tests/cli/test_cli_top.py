@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -192,6 +193,14 @@ def test_on_a_terminal_it_runs_and_ends() -> None:
     with Lockable(lock_name="lab/r1"), commands.Terminal([*commands.COHELD, "top"]) as terminal:
         terminal.resize(30, 120)
         terminal.expect("lab/r1")
+        terminal.type("q")
+        assert terminal.news() == "ended 0"
+
+
+def test_who_quits_does_not_wait_for_a_look() -> None:
+    source = "import threading; from coheld.cli.screen import Top; Top(lambda: threading.Event().wait() or []).run()"
+    with commands.Terminal([sys.executable, "-c", source]) as terminal:
+        terminal.expect("a moment")
         terminal.type("q")
         assert terminal.news() == "ended 0"
 
