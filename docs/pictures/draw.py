@@ -1,11 +1,21 @@
-"""Draw the pictures of why.md: `python docs/pictures/draw.py` writes them beside itself.
+"""Draw the pictures of the pages: `PYTHONPATH=tests python docs/pictures/draw.py` writes them beside itself.
+
+Those of the commands show what tests/scene.py says of some processes, and none of them has to run.
 
 Each has a panel and two sets of colours of its own, so it can be read on a page of any theme, also where the switch of
 a site and that of the system differ.
 """
 
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+from coheld import Resource
+from coheld.graph import graph_of
 
 WIDTH = 720
 
@@ -217,7 +227,58 @@ def segments() -> Picture:
     return p
 
 
-PICTURES = (mutex, handoff, recovery, segments)
+@dataclass
+class Drawn:
+    """By the command itself."""
+
+    content: str
+
+    def svg(self) -> str:
+        return self.content
+
+
+def graph() -> Drawn:
+    """coheld graph --svg."""
+    from coheld.cli.picture import svg
+    from scene import lab
+
+    return Drawn(svg(graph_of(lab(1000.0)), 1000.0))
+
+
+def top() -> Drawn:
+    """coheld top, after a minute in which ever more had to wait, and then less."""
+    return Drawn(asyncio.run(_screen()))
+
+
+async def _screen() -> str:
+    from coheld.cli.screen import Looked, Top
+    from coheld.sight import see
+    from scene import lab
+
+    done, now = threading.Event(), time.monotonic()
+    screen = Top(
+        lambda: lab() if done.wait() else [], every=0
+    )  # the looks are given below: their times are in the rates
+    looks = [[replace(see(one), when=now - ago) for one in _uses(lab(now), ago)] for ago in range(60, -1, -1)]
+    async with screen.run_test(size=(112, 26)) as pilot:
+        for look in looks:
+            screen.post_message(Looked(look))
+        while len(screen.history.contended(looks[0][0].resource.place)) < 60:
+            await pilot.pause(0.01)
+        await pilot.pause()
+        picture = screen.export_screenshot(title="coheld top")
+        done.set()
+    return picture
+
+
+def _uses(resources: list[Resource], ago: int) -> Iterator[Resource]:
+    """As they were so many seconds ago."""
+    for taken, share, one in zip((9, 7, 5, 2, 1), (1, 4, 9, 60, 60), resources, strict=True):
+        waits = sum((n * n) % 7 + (n // 6 if n < 40 else 9 - (n - 40) // 3) for n in range(60 - ago, 60)) // share
+        yield replace(one, acquisitions=one.acquisitions - taken * ago, contended=max(0, one.contended - waits))
+
+
+PICTURES = (mutex, handoff, recovery, segments, graph, top)
 
 if __name__ == "__main__":
     for picture in PICTURES:

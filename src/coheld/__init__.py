@@ -31,11 +31,14 @@
     ledger.py      who has what of a pool, and who waits
     pool.py        Pool: leases of any free one
     inspecting.py  holder, statistics and resources
+    sight.py       a resource in words, with those who have it and wait for it
+    history.py     how resources have been used in the last minute: for coheld top
+    graph.py       who has what and who waits for it, as a graph, with its cycles
     ordering.py    locks that are taken in orders that contradict each other: COHELD_CHECK_ORDER
     otel.py        metrics of locks, by OpenTelemetry
     stacks.py      what a process that allows it does now: for coheld ps --stack
     pyats.py       pyATS's own connections get this lock: adopt
-    cli/           the command: run, ps, rm, show, demo
+    cli/           the command: run, ps, top, graph, rm, show, demo
     pytest.py      a plugin of pytest: the order of locks, and who has them when a test times out
     testing/       public: the contract of a backend as tests, and what they are made with
 

@@ -52,8 +52,13 @@ def command_of(pid: int) -> str:
             raw = file.read(400).decode(errors="replace")
     except OSError:
         return ""
-    text = " ".join("".join(char if char.isprintable() else " " for char in raw).split())
+    text = " ".join(printable(raw).split())
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def printable(text: str) -> str:
+    """In one line, and with nothing in it that a terminal obeys; names are as programs give them."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def thread_name(pid: int, tid: int) -> str:

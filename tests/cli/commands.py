@@ -156,9 +156,9 @@ class Terminal:
 
 
 def _read(descriptor: int) -> str:
-    """Empty at the end: a terminal that nobody has open raises EIO."""
+    """Empty at the end: a terminal that nobody has open raises EIO. A letter may be cut in two by the end of a read."""
     try:
-        return os.read(descriptor, 65536).decode()
+        return os.read(descriptor, 65536).decode(errors="replace")
     except OSError:
         return ""
 

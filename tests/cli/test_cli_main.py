@@ -18,7 +18,11 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"coheld {package.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["rm", "--help"], ["demo", "-h"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["rm", "--help"], ["demo", "-h"], ["top", "--help"], ["graph", "-h"]],
+    ids=" ".join,
+)
 def test_help(arguments: list[str]) -> None:
     done = coheld(*arguments)
     assert done.returncode == 0
@@ -34,6 +38,10 @@ def test_help(arguments: list[str]) -> None:
         (["--nonsense"], "COMMAND"),
         (["rm"], "NAME"),
         (["rm", "a", "b"], "b"),
+        (["ps", "a", "--stack", "b"], "--stack"),
+        (["graph", "--svg"], "--svg"),
+        (["graph", "--svg", "x", "--mermaid"], "--mermaid"),
+        (["top", "a"], "a"),
         (["demo", "--workers", "0"], "--workers"),
         (["demo", "--kills", "-1"], "--kills"),
         (["demo", "--seconds", "nan"], "--seconds"),

@@ -12,7 +12,7 @@ import pytest
 import coheld
 from cli import commands
 from coheld import Lockable, Resource, Semaphore, native
-from coheld.testing.support import delays, procs
+from coheld.testing.support import delays, procs, states
 
 BACKENDS = ["shm:", "file:"]
 
@@ -71,6 +71,30 @@ def test_who_has_a_named_lock_and_how_many_wait(backend: str) -> None:
             holder.end()
     (found,) = listed()
     assert found["holder"] is None and found["waiters"] == 0 and found["acquisitions"] == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_by_its_name_and_who_waits_for_it(backend: str) -> None:
+    router, other = Router(lock_name="r1", lock_backend=backend), Router(lock_name="r2", lock_backend=backend)
+    with procs.start(hold, "r1", backend) as holder, other:
+        holder.expect("in")
+        with procs.start(wait, router) as waiter:
+            states.wait_until(lambda: named("r1").waiting, "it waits")
+            lines = commands.coheld("ps", "r1").stdout.splitlines()
+            assert lines[0] == f"'r1', a lock on {backend}" and len(lines) == 4
+            assert lines[1] == "  taken 1 times, 0 had to wait, 0 deaths"
+            assert lines[2].startswith(f"  held by process {holder.pid} (") and " in Router.configure for " in lines[2]
+            assert lines[3].startswith(f"  waits: process {waiter.pid} (") and ", thread MainThread, for " in lines[3]
+            (found,) = listed("r1")
+            assert [one["pid"] for one in found["waiting"]] == [waiter.pid] and found["waiting"][0]["task_id"] is None
+            holder.tell("leave")
+            holder.end()
+
+
+def test_a_name_that_nobody_has() -> None:
+    for options in (["r1"], ["--json", "r1"]):
+        done = commands.coheld("ps", *options)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", "coheld: no resource named 'r1'\n")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -63,7 +63,7 @@ class Waiter:
     system's own unit.  thread: the thread's name, or task: the task's; the other one is empty.  method: the locked
     method, "" for acquire and with.  since: when the wait began, seconds of time.monotonic().  waits_for: "lock";
     "guard": until a condition holds; "readers": it has the lock, and waits for those who read; "permit".  timed: it
-    ends by itself.
+    ends by itself.  task_id: of a task, the number that it has as an Owner; 0: the thread waits.
     """
 
     pid: int
@@ -75,6 +75,7 @@ class Waiter:
     since: float
     waits_for: str
     timed: bool
+    task_id: int = 0
 
     @property
     def command(self) -> str:
@@ -114,7 +115,7 @@ class Wait:
         names = ("", self.name) if self.task else (self.name, "")
         what_for = _NAMES.get(self.what_for, "lock")
         timed = bool(self.kind & TIMED)
-        return Waiter(self.pid, self.start, self.tid, *names, self.method, self.since / 1e9, what_for, timed)
+        return Waiter(self.pid, self.start, self.tid, *names, self.method, self.since / 1e9, what_for, timed, self.task)
 
 
 class _Table:

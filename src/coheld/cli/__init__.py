@@ -7,6 +7,10 @@
     rm          coheld rm
     ps          coheld ps: all resources of this user
     stacks      coheld ps --stack: what those who have one do
+    graph       coheld graph: who has what and who waits, as lines and for Mermaid
+    picture     the same as an SVG
+    top         coheld top: the same as ps, live
+    screen      what it draws, with textual
     show        coheld show: the shared state of a named resource
     demo        coheld demo: workers, kills, and the book-keeping that must come out exact
     testbed     what the workers of the demo share, and what they do with it
@@ -22,7 +26,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from coheld._version import __version__
-from coheld.cli import exits, ps, rm, show
+from coheld.cli import exits, graph, ps, rm, show, top
 from coheld.errors import CoheldError, LockTimeout
 
 
@@ -47,10 +51,10 @@ def _parser() -> argparse.ArgumentParser:
 def _commands() -> Sequence[ModuleType]:
     """What is there on this system: the two others are made of processes as Linux has them."""
     if sys.platform != "linux":
-        return [ps, rm, show]
+        return [ps, top, graph, rm, show]
     from coheld.cli import demo, run
 
-    return [run, ps, rm, show, demo]
+    return [run, ps, top, graph, rm, show, demo]
 
 
 def _complain(error: Exception, status: int) -> int:

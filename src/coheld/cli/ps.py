@@ -8,13 +8,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from coheld.backends.survey import Resource
+from coheld.backends.waiters import Waiter
+from coheld.cli import exits
 from coheld.inspecting import resources
 from coheld.process import command_of
+from coheld.sight import Sight, see
 
 _EPILOG = """\
 exit status:
   0    shown
-  1    with --stack: there is no such resource
+  1    there is no resource of that name
   124  with --stack: a process that has it does not show its stacks, or does not answer
 """
 _ROWS = 40
@@ -35,8 +39,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each, for programs")
     parser.add_argument("--all", action="store_true", help="anonymous locks that nobody has, as well")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("name", metavar="NAME", nargs="?", help="only that one, and each of those who wait for it")
     if sys.platform == "linux":
-        parser.add_argument(
+        one.add_argument(
             "--stack",
             metavar="NAME",
             help="what those who have that one do now: the Python stacks of their processes, where they show them",
@@ -50,18 +56,32 @@ def execute(options: argparse.Namespace) -> int:
         from coheld.cli import stacks
 
         return stacks.show(options.stack, as_json if options.json else None)
-    found = [one for one in resources() if options.all or one.name is not None or one.busy]
+    if options.name is not None:
+        found = [one for one in resources() if is_called(one, options.name)]
+        if not found:
+            print(f"coheld: no resource named {options.name!r}", file=sys.stderr)
+            return exits.NO_SUCH_RESOURCE
+    else:
+        found = [one for one in resources() if options.all or one.name is not None or one.busy]
     if options.json:
         for one in found:
             print(json.dumps(as_json(one)))
+    elif options.name is not None:
+        print(*(line for one in found for line in see(one).lines()), sep="\n")
     else:
         _print(found)
     return 0
 
 
-def as_json(one: Any) -> dict[str, Any]:
+def is_called(one: Resource, name: str) -> bool:
+    """Those without a name are called as the table calls them."""
+    return name == one.name if one.name is not None else name == os.path.basename(one.place)
+
+
+def as_json(one: Resource) -> dict[str, Any]:
     """What programs get of a resource."""
-    answer = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place, "holder": None}
+    answer: dict[str, Any] = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place}
+    answer["holder"] = None
     if holder := one.holder:
         answer["holder"] = {
             "pid": holder.pid,
@@ -81,19 +101,20 @@ def as_json(one: Any) -> dict[str, Any]:
     return answer | counts | rest
 
 
-def _waiter_as_json(waiter: Any) -> dict[str, Any]:
+def _waiter_as_json(waiter: Waiter) -> dict[str, Any]:
     answer = {
         name: getattr(waiter, name) for name in ("pid", "start", "thread", "task", "method", "waits_for", "timed")
     }
     waited = round(max(0.0, time.monotonic() - waiter.since), 3)
-    return answer | {"thread_number": waiter.tid, "waited_seconds": waited}
+    task_id = hex(waiter.task_id) if waiter.task_id else None
+    return answer | {"thread_number": waiter.tid, "task_id": task_id, "waited_seconds": waited}
 
 
-def _print(found: Sequence[Any]) -> None:
+def _print(found: Sequence[Resource]) -> None:
     if not found:
         print("no resources")
         return
-    rows = [_row(one) for one in found[:_ROWS]]
+    rows = [_row(see(one)) for one in found[:_ROWS]]
     more = f"and {len(found) - _ROWS} more: coheld ps --json" if len(found) > _ROWS else ""
     if not (sys.stdout.isatty() and _print_table(rows)):
         print(*_aligned(rows), sep="\n")
@@ -101,9 +122,9 @@ def _print(found: Sequence[Any]) -> None:
         print(more)
 
 
-def lines_of(found: Sequence[Any]) -> list[str]:
+def lines_of(found: Sequence[Resource]) -> list[str]:
     """All of them as plain lines, with headings."""
-    return _aligned([_row(one) for one in found])
+    return _aligned([_row(see(one)) for one in found])
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -128,20 +149,8 @@ def _print_table(rows: list[list[str]]) -> bool:
     return True
 
 
-def _row(one: Any) -> list[str]:
-    name = one.name if one.name is not None else os.path.basename(one.place)
-    counts = [str(count) if count else "" for count in (one.waiters, one.acquisitions, one.contended, one.recoveries)]
-    return [name, *_who(one), *counts]
-
-
-def _who(one: Any) -> list[str]:
-    """Holder, method, and for how long."""
-    if one.permits is not None or (one.inside and one.holder is None):
-        taken = sum(one.inside.values())
-        what = f"{taken} of {one.permits} permits" if one.permits is not None else f"{taken} readers"
-        return [f"{what}: {', '.join(map(str, one.inside))}" if one.inside else what, "", ""]
-    if one.holder is None:
-        return ["", "", ""]
-    command = command_of(one.holder.pid)
-    held = f"{max(0.0, time.monotonic() - one.holder.since):.3g} s"
-    return [f"{one.holder.pid} {command[:40]}", one.holder.method, held]
+def _row(one: Sight) -> list[str]:
+    there = one.resource
+    counts = (there.waiters, there.acquisitions, there.contended, there.recoveries)
+    held = f"{one.held:.3g} s" if one.held is not None else ""
+    return [one.name, one.holder, one.method, held, *(str(count) if count else "" for count in counts)]

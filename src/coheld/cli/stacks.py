@@ -9,6 +9,7 @@ from typing import Any
 
 from coheld.backends.survey import Resource
 from coheld.cli import exits
+from coheld.cli.ps import is_called
 from coheld.inspecting import resources
 from coheld.owner import Owner
 from coheld.process import command_of, start_of
@@ -17,7 +18,7 @@ from coheld.stacks import Stack, Stacks, ask, holding_task
 
 def show(name: str, as_json: Callable[[Resource], dict[str, Any]] | None) -> int:
     """Print the stacks of whoever has the resource of that name; as_json: of a resource, for programs."""
-    found = [one for one in resources() if _is_called(one, name)]
+    found = [one for one in resources() if is_called(one, name)]
     if not found:
         print(f"coheld: no resource named {name!r}", file=sys.stderr)
         return exits.NO_SUCH_RESOURCE
@@ -32,11 +33,6 @@ def show(name: str, as_json: Callable[[Resource], dict[str, Any]] | None) -> int
         else:
             _print(one, asked, stays)
     return 0 if whole else exits.NOT_GOT
-
-
-def _is_called(one: Resource, name: str) -> bool:
-    """Those without a name are called as the table calls them."""
-    return name == (one.name if one.name is not None else os.path.basename(one.place))
 
 
 def _processes_of(one: Resource) -> dict[int, int | None]:

@@ -55,6 +55,7 @@ def test_a_thread_that_waits_is_named() -> None:
         [waiter] = waiting(bed)
         assert (waiter.pid, waiter.tid, waiter.thread, waiter.task) == (os.getpid(), thread.native_id, "booker", "")
         assert (waiter.method, waiter.waits_for, waiter.timed) == ("Bed.book", "lock", False)
+        assert waiter.task_id == 0
         assert before < waiter.since < time.monotonic()
         assert f"process {os.getpid()} (" in str(waiter) and "thread booker in Bed.book, for" in str(waiter)
         bed.release()
@@ -124,6 +125,25 @@ def test_tasks_that_wait_are_named_and_are_no_more_when_they_are_cancelled() -> 
 
     with bed, working("loop", lambda: asyncio.run(main())):
         pass
+
+
+def test_a_task_that_waits_has_the_number_that_it_has_as_an_owner() -> None:
+    bed, other = Bed(), Lockable(lock_name="other")
+
+    async def owns_one_and_waits_for_the_other() -> None:
+        async with other:
+            await bed.book_later()
+
+    async def main() -> None:
+        async with bed:
+            task = asyncio.create_task(owns_one_and_waits_for_the_other())
+            while not (found := coheld.waiters(bed)):
+                await asyncio.sleep(delays.TICK)
+            owner = coheld.holder(other)
+        await task
+        assert owner is not None and owner.task_id and found[0].task_id == owner.task_id
+
+    asyncio.run(main())
 
 
 def test_who_waits_for_a_permit_is_named() -> None:
