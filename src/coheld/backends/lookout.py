@@ -56,9 +56,17 @@ class Turn:
         self.granted: Any = False
 
     def hide(self) -> None:
-        """It is no waiter any more, to others."""
-        if self.place is not None:
-            self.place.end()
+        """It is no waiter any more, to others.  By whoever settles it; its loop may be giving the place back."""
+        place = self.place
+        if place is not None:
+            place.end()
+
+    def end(self) -> None:
+        """In the loop: the wait is over."""
+        self.hide()
+        self.place = None
+        if self.timer is not None:
+            self.timer.cancel()
 
     def settle(self, error: BaseException | None = None) -> None:
         """In the loop: the task goes on."""
@@ -103,12 +111,21 @@ class _Lookout:
         """How it was granted by the deadline, a time.monotonic(); False: it was not."""
         turn = Turn(self.lock, key, reads)
         kind = waiters.kind_of(self.what_for, deadline, keep)
-        self._show(turn, kind, method)
-        self.enter(turn)
-        if deadline != FOREVER:
-            turn.timer = turn.loop.call_at(deadline, self._expire, turn)
-        elif kind == waiters.FOR_LOCK and turn.place is not None:
-            turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._look, turn)
+        try:
+            self._show(turn, kind, method)
+            self.enter(turn)
+            if deadline != FOREVER:
+                turn.timer = turn.loop.call_at(deadline, self._expire, turn)
+            elif kind == waiters.FOR_LOCK and turn.place is not None:
+                turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._look, turn)
+            granted = await self._until_settled(turn)
+            turn.end()
+        except BaseException:
+            turn.end()  # again, as that may be what was interrupted
+            raise
+        return granted
+
+    async def _until_settled(self, turn: Turn) -> Any:
         try:
             return await turn.future
         except GeneratorExit:
@@ -119,10 +136,6 @@ class _Lookout:
             if not self.withdraw(turn) and turn.granted:
                 self.refuse(turn)
             raise
-        finally:
-            turn.place = None
-            if turn.timer is not None:
-                turn.timer.cancel()
 
     def _show(self, turn: Turn, kind: int, method: bytes) -> None:
         """It waits, and the table says so, as long as it has a place."""
@@ -133,8 +146,11 @@ class _Lookout:
 
     def _look(self, turn: Turn) -> None:
         """In the loop: can its wait end at all?"""
+        place = turn.place
+        if place is None:
+            return  # its coroutine is being destroyed, by another thread
         try:
-            deadlock().search_for_task(self.lock, turn.place, turn.task)
+            deadlock().search_for_task(self.lock, place, turn.task)
         except DeadlockError as error:
             if self.withdraw(turn):
                 turn.settle(error)
