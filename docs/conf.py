@@ -19,7 +19,10 @@ autodoc_default_options = {"members": True}
 nitpick_ignore = [("py:class", f"coheld.{name}") for name in ("lockable.F", "lockable.T", "state.T", "aio.T", "pool.R")]
 nitpick_ignore += [("py:class", f"collections.abc.{name}") for name in ("Callable", "Iterable")]
 nitpick_ignore += [("py:class", "Handle")]  # what obj.__lock__ is, to observers
-nitpick_ignore += [("py:class", "dict[int")]  # of a dataclass's signature, cut at the comma
+nitpick_ignore += [
+    ("py:class", "dict[int"),
+    ("py:class", "tuple[~coheld.Waiter"),
+]  # of a dataclass's signature, cut at the comma
 nitpick_ignore += [("py:class", "MeterProvider")]  # of OpenTelemetry
 
 html_theme = "furo"

@@ -10,6 +10,7 @@ and some of it forks with locks in hand; and one process looks for cycles withou
 
 import argparse
 import json
+import logging
 import os
 import random
 import statistics
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), metavar="N")
     options = parser.parse_args()
     assert os.environ.get("COHELD_DIR"), "COHELD_DIR names an empty directory for its locks"
+    logging.getLogger("coheld").setLevel(logging.ERROR)  # deaths are what this is made of
     print(f"seed {options.seed}, coheld {coheld.__version__}", flush=True)
     print(json.dumps(asdict(prove(options.rings, options.seconds, options.seed)), indent=1))
 
