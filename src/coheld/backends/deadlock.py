@@ -52,9 +52,14 @@ def search(lock: Handle) -> None:
 
 
 def search_for_task(lock: Handle, place: waiters.Place, task: Any) -> None:
-    """The same in the loop of a task that waits for it; in short where who has it does not wait: thousands may ask."""
-    if _look(place.cell).waits and (cycle := _cycle_of(place)) is not None:
+    """The same in the loop of a task that waits for it."""
+    if may_be_part(lock, place) and (cycle := _cycle_of(place)) is not None:
         raise _error(lock, cycle, _stack_of(task))
+
+
+def may_be_part(lock: Handle, place: waiters.Place) -> bool:
+    """Does who has the lock, which is waited for there, wait himself?  In short, as thousands may ask."""
+    return bool(_look(place.cell, lock).waits)
 
 
 def _cycle_of(place: waiters.Place) -> list[Wait] | None:
@@ -91,15 +96,15 @@ class _Look:
 _looks: dict[Cell, _Look] = {}
 
 
-def _look(cell: Cell) -> _Look:
+def _look(cell: Cell, lock: Handle | None = None) -> _Look:
     """One serves all of this process, for a moment that is short beside the time after which they look: whoever closed
     a cycle had done so before that."""
     now, look = monotonic(), _looks.get(cell)
     if look is None or now - look.when > _MOMENT:
-        for old in [key for key, one in list(_looks.items()) if now - one.when > _MOMENT]:
-            _looks.pop(old, None)  # another thread may be doing the same
+        if len(_looks) >= _MOST:
+            _looks.clear()  # others may be doing the same, and have what they look at
         directory = files.lock_directory()
-        owner = _owner_of(directory, cell)
+        owner = _owner_of(directory, cell) if lock is None else lock.owner()
         _looks[cell] = look = _Look(now, owner, [] if owner is None else _waits_of(directory, owner))
     return look
 

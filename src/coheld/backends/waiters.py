@@ -395,8 +395,8 @@ def waits_of(directory: str, pid: int, start: int, tid: int | None = None, task:
     with suppress(OSError, CoheldError), _opened(directory, pid, start) as file:
         if files.header_of(file.read(files.HEADER_LENGTH)) is None:
             return
-        for at in range(_FIRST, _FIRST + _MOST * _SLOT.size, _MANY * _SLOT.size):
-            raw = _read_at(file, at, _MANY * _SLOT.size)
+        for at, many in _parts():
+            raw = _read_at(file, at, many * _SLOT.size)
             if not raw.strip(b"\0"):
                 return
             for slot, (number, its_task, its_tid) in enumerate(_WHO.iter_unpack(raw[: len(raw) & -_SLOT.size])):
@@ -405,6 +405,14 @@ def waits_of(directory: str, pid: int, start: int, tid: int | None = None, task:
                     first, again = (_wait_in(_read_at(file, place, _SLOT.size), pid, start, place) for _ in range(2))
                     if first == again and first.number & 1:
                         yield first
+
+
+def _parts() -> Iterator[tuple[int, int]]:
+    """Where each part of a table begins, and how many slots it has: few at first, as most processes have few."""
+    at, many = _FIRST, _CHUNK
+    while at < _FIRST + _MOST * _SLOT.size:
+        yield at, many
+        at, many = at + many * _SLOT.size, min(2 * many, _MANY)
 
 
 def goes_on(directory: str, wait: Wait) -> bool:

@@ -1,13 +1,17 @@
 """Who waits is named: threads, tasks, for what, in which method, since when; and nobody who does not."""
 
 import asyncio
+import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import coheld
 from coheld import Lockable, Semaphore, Waiter, aio
@@ -212,4 +216,31 @@ def test_waiters_are_named_again_after_their_directory_was_taken_away() -> None:
     assert bed.__lock__.acquire()
     with working("second", bed.book):
         assert waiting(bed)[0].thread == "second"
+        bed.__lock__.release()
+
+
+FULL = ["no more slots", *["no more memory"] * (sys.platform == "linux")]  # elsewhere none is promised
+
+
+@pytest.mark.parametrize("full", FULL)
+def test_who_finds_no_slot_waits_all_the_same(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    bed, places = Bed(), [waiters.place("one")]
+    if full == "no more slots":
+        monkeypatch.setattr(waiters, "_MOST", 2 * waiters._CHUNK)
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", no_room)
+    while places[-1] is not None:
+        places.append(waiters.place("more"))
+    assert len(places) > 1
+
+    async def take() -> None:
+        await bed.book_later()
+
+    assert bed.__lock__.acquire()
+    with working("thread", bed.book), working("loop", lambda: asyncio.run(take())):
+        states.wait_until(lambda: coheld.statistics(bed).waiters, "they wait")
+        assert not coheld.waiters(bed)
         bed.__lock__.release()
