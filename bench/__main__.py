@@ -14,6 +14,7 @@ from bench import table
 from bench.measure import QUICK, Plan
 from bench.rows import (
     call,
+    deadlock,
     death,
     importing,
     listing,
@@ -38,6 +39,7 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "tasks": tasks.measure,
     "readers": readers.measure,
     "permits": permits.measure,
+    "deadlock": deadlock.measure,
     "listing": listing.measure,
     "import": importing.measure,
 }

@@ -29,6 +29,7 @@ PEERS = {
     "tasks": {"", "asyncio.Lock", "filelock async", "without us"},
     "readers": {"one process", "fasteners readers", "filelock readers"},
     "permits": {"", "mp.Semaphore"},
+    "deadlock": {""},
     "listing": {""},
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
@@ -43,6 +44,7 @@ BARS = {
     "tasks": 5,
     "readers": 3,
     "permits": 2,
+    "deadlock": 3,
     "listing": 1,
     "import": 2,
 }

@@ -175,6 +175,7 @@ static __thread struct {
     void *slot;    /* in the table of waiters, see _table.h; NULL: it has none (yet) */
     char slotless; /* and gets none */
     char keeps;    /* its next wait is of one that must have the lock, whatever comes */
+    char waits;    /* for a lock: what it takes meanwhile, a signal's handler does */
 } me __attribute__((tls_model("initial-exec")));
 
 /* The process.  forks: a handle that is made between the count and the fork itself would be taken for younger than the
@@ -398,8 +399,17 @@ static int cell_spin(Cell *c, Record *dead) {
     return EBUSY;
 }
 
+/* The calling thread takes a lock in the middle of a wait for another, and can give it back though that goes on.  So as long
+ * as the handler runs that does it, it does not wait: its number in the table moves on, before the owner record says that
+ * it has the lock. */
+static void __attribute__((noinline)) wait_pauses(void) {
+    uint64_t *number = me.slot;
+    if (number && *number & 1) __atomic_store_n(number, *number + 1, __ATOMIC_SEQ_CST);
+}
+
 /* Write the owner record; depth last. */
 static inline void cell_begin(Cell *c, const Label *method) {
+    if (UNLIKELY(me.waits)) wait_pauses();
     STORE(&c->nonce, me.nonce);
     STORE(&c->owner.who, LOAD(&process.who));
     STORE(&c->owner.tid, me.tid);

@@ -784,6 +784,7 @@ static PyMethodDef module_methods[] = {
     {"task_enter", (PyCFunction)(void (*)(void))native_task_enter, METH_FASTCALL, "task_enter(obj, method) -> its lock, taken, or None."},
     {"tell_after", native_tell_after, METH_O, "tell_after(seconds): a wait that is longer is told of, once."},
     {"enlist", native_enlist, METH_VARARGS, "enlist(memory, offset): a slot in the table of waiters, for this thread; enlist(): none."},
+    {"delist", native_delist, METH_VARARGS, "delist(memory, offset): that slot is this thread's no longer."},
     {"observe", native_observe, METH_O, "observe(on): observers are to be told."},
     {"generation", native_generation, METH_NOARGS, "generation(): how many forks are behind this process."},
     {NULL},

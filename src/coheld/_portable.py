@@ -63,6 +63,10 @@ def task_enter(obj: object, method: bytes, /) -> Any:
     return lock if lock._task_take(obj, method, True) else None
 
 
+def delist(_memory: object, _offset: int, /) -> None:
+    """No thread waits in C here."""
+
+
 def enlist(_memory: object = None, _offset: int = 0, /) -> None:
     """Of use to waits in C alone."""
 

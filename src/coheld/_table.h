@@ -9,7 +9,8 @@
  *               twice has seen one wait, and its thread has not run a line of its caller's in between.
  *
  * A thread that waits in a signal's handler, in the middle of another wait, has the slot for that one meanwhile; then the
- * outer wait is there again, by a new number.  A killed process leaves its file, whose name says whose it was.  A forked
+ * outer wait is there again, by a new number.  One that takes a lock there at once does not wait until the handler has
+ * come to its end (wait_pauses).  A killed process leaves its file, whose name says whose it was.  A forked
  * child forgets its slot (forget_parent), and never writes its parent's. */
 
 #ifndef COHELD_TABLE_H
@@ -53,7 +54,7 @@ static void slot_write(Slot *s, const Slot *wait, int waits) {
 /* What it waited for before, which is the outer wait of one in a signal's handler. */
 typedef struct {
     Slot *slot; /* NULL: nothing was published */
-    Slot before;
+    Slot before, wait;
 } Outer;
 
 static void wait_publish(const Slot *wait, Outer *outer) {
@@ -61,7 +62,15 @@ static void wait_publish(const Slot *wait, Outer *outer) {
     if (!s) return;
     outer->slot = s;
     outer->before = *s;
+    outer->wait = *wait;
     slot_write(s, wait, 1);
+}
+
+/* A signal's handler has come to its end: if it has taken locks, the wait begins here, behind those that it has kept. */
+static void wait_goes_on(Outer *outer) {
+    if (LIKELY(!outer->slot || outer->slot != me.slot || LOAD(&outer->slot->number) & 1)) return;
+    outer->wait.since = clock_ns(CLOCK_MONOTONIC);
+    slot_write(me.slot, &outer->wait, 1);
 }
 
 /* Also by a child that a handler has forked: the slot was not its own. */

@@ -40,6 +40,19 @@ static PyObject *native_enlist(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* delist(memory, offset): that slot is the calling thread's no longer, if it was; it is shown to nobody from then on. */
+static PyObject *native_delist(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer memory;
+    Py_ssize_t offset;
+    if (!PyArg_ParseTuple(args, "w*n:delist", &memory, &offset)) return NULL;
+    if (me.slot && me.slot == (void *)((char *)memory.buf + offset)) {
+        me.slot = NULL;
+        me.slotless = 1;
+    }
+    PyBuffer_Release(&memory);
+    Py_RETURN_NONE;
+}
+
 /* ==== 2. What is done meanwhile ==== */
 
 static uint64_t tell_after = 10000 * MS; /* atomic; FOREVER: never */
@@ -73,8 +86,9 @@ static int look_why(Mutex *self, Patience *p) {
 
 /* Run the handlers of signals.  0: wait on.  -1: one raised.  EALREADY: one has taken the lock, and kept it.  A child
  * that one of them forked, and that comes back, waits on its own account. */
-static int run_handlers(Mutex *self, Cell *c, Waiter *w) {
+static int run_handlers(Mutex *self, Cell *c, Waiter *w, Outer *outer) {
     int rc = PyErr_CheckSignals();
+    wait_goes_on(outer);
     if (UNLIKELY(!me.tid)) {
         find_myself();
         *w = (Waiter){0};
@@ -98,7 +112,8 @@ static int may_be_waited_for(Mutex *self) {
  * queues for the GIL.  A wake that is consumed is always followed by a try, and who fails that try has met an
  * acquirer that saw it enrolled: no wake is lost by giving up.
  * nap: who cannot be part of a cycle does not get up for the search, as that costs its place among the sleepers. */
-static int wait_for_lock(Mutex *self, Cell *c, uint64_t deadline, const char *stop, Patience *p, Waiter *w, Record *dead) {
+static int wait_for_lock(Mutex *self, Cell *c, uint64_t deadline, const char *stop, Patience *p, Outer *outer, Waiter *w,
+                         Record *dead) {
     int nap = p->searches && may_be_waited_for(self), rc = 0;
     if (LOAD(&c->handoff)) {
         Py_BEGIN_ALLOW_THREADS
@@ -106,10 +121,10 @@ static int wait_for_lock(Mutex *self, Cell *c, uint64_t deadline, const char *st
         Py_END_ALLOW_THREADS
     }
     for (;;) {
-        if (rc == EINTR && (rc = run_handlers(self, c, w))) return rc;
+        if (rc == EINTR && (rc = run_handlers(self, c, w, outer))) return rc;
         rc = cell_try(c, w, dead);
         if (rc != EBUSY) return rc;
-        if ((rc = look_why(self, p)) || (rc = run_handlers(self, c, w))) return rc; /* a signal before the sleep has not ended it */
+        if ((rc = look_why(self, p)) || (rc = run_handlers(self, c, w, outer))) return rc; /* no signal before the sleep ends that */
         if (cell_tasked(c) && (rc = look_at_task(self, c, 1))) {
             if (rc < 0) return rc;
             if (!(word_load(c) & FUTEX_TID_MASK)) continue;
@@ -127,12 +142,14 @@ static int wait_for_lock(Mutex *self, Cell *c, uint64_t deadline, const char *st
 static int mutex_wait(Mutex *self, Cell *c, uint64_t deadline, const char *stop, const Label *method, Record *dead) {
     Waiter w = {0};
     Outer outer;
-    int keeps = me.keeps;
+    char keeps = me.keeps, waits = me.waits;
     me.keeps = 0; /* an inner wait, of a handler, is another one */
     uint32_t kind = FOR_LOCK | (deadline == FOREVER ? 0 : TIMED) | (keeps ? KEEPS : 0);
     Patience p = begin_patience(!stop && kind == FOR_LOCK);
     int rc = wait_begins(self, kind, method, &outer);
-    if (!rc) rc = wait_for_lock(self, c, deadline, stop, &p, &w, dead);
+    me.waits = 1;
+    if (!rc) rc = wait_for_lock(self, c, deadline, stop, &p, &outer, &w, dead);
+    me.waits = waits;
     wait_withdraw(&outer);
     int owns = !rc || rc == EOWNERDEAD;
     waiter_leave(c, &w, owns);

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotOwnerError
@@ -261,8 +262,8 @@ class Shared(_Half):
             self._open_register()
         if stop is not None:
             return self._look_on(deadline, stop)
-        with waiters.listed(self, waiters.FOR_READERS, self._record()[2][3], deadline):
-            return self._look_on(deadline, stop)
+        method, look_on = self._record()[2][3], partial(self._look_on, deadline, stop)
+        return waiters.listed(self, waiters.FOR_READERS, method, deadline, look_on)
 
     def _look_on(self, deadline: float, stop: bytearray | None) -> bool:
         register = self.readers

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
     from .base import Handle
 
 _MOST = 1000
-"""No chain is followed for longer."""
+"""No more waits are followed at once."""
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TESTS = os.path.join(_PACKAGE, "testing") + os.sep
 _MOMENT = 0.02
-_TICK = 20_000_000
-"""By how much an owner may seem to have begun too late: its clock is a coarse one; ns."""
+_ROUNDED = 1_000
+"""By how much the time at which an owner began may be rounded up, ns.  (A coarse clock is behind, never ahead.)"""
 
 
 def search(lock: Handle) -> None:
@@ -52,84 +53,121 @@ def search(lock: Handle) -> None:
 
 def search_for_task(lock: Handle, place: waiters.Place, task: Any) -> None:
     """The same in the loop of a task that waits for it."""
-    if (cycle := _cycle_of(place)) is not None:
+    if may_be_part(lock, place) and (cycle := _cycle_of(place)) is not None:
         raise _error(lock, cycle, _stack_of(task))
+
+
+def may_be_part(lock: Handle, place: waiters.Place) -> bool:
+    """Does who has the lock, which is waited for there, wait himself?  In short, as thousands may ask."""
+    return bool(_look(place.cell, lock).waits)
 
 
 def _cycle_of(place: waiters.Place) -> list[Wait] | None:
     """The cycle of waits that the one there is in, and first of, if it is the one to give up."""
-    directory, mine = files.lock_directory(), place.wait()
-    if mine is None or not any(_is_of(mine, owner) for owner in _ahead(directory, mine.cell)):
+    mine = place.wait()
+    if mine is None or not _may_be_told(mine):
         return None
-    cycle = cycle_of(directory, mine)
+    cycle = cycle_of(files.lock_directory(), mine)
     return cycle if cycle is not None and _victim(cycle) == mine else None
+
+
+def _may_be_told(mine: Wait) -> bool:
+    """By what was there a moment ago: does it come back to itself, and past nobody who gives up before it?"""
+    todo, tried = [mine], {mine}
+    while todo and len(tried) < _MOST:
+        look = _look(todo.pop().cell)
+        if look.owner is not None and _is_of(mine, look.owner):
+            return True
+        following = [wait for wait in look.waits if wait not in tried and (_must(wait) or _age(wait) < _age(mine))]
+        tried.update(following)
+        todo.extend(following)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Who owned a cell, and what that one waited for."""
+
+    when: float
+    owner: Owner | None
+    waits: list[Wait]
+
+
+_looks: dict[Cell, _Look] = {}
+
+
+def _look(cell: Cell, lock: Handle | None = None) -> _Look:
+    """One serves all of this process, for a moment that is short beside the time after which they look: whoever closed
+    a cycle had done so before that."""
+    now, look = monotonic(), _looks.get(cell)
+    if look is None or now - look.when > _MOMENT:
+        if len(_looks) >= _MOST:
+            _looks.clear()  # others may be doing the same, and have what they look at
+        directory = files.lock_directory()
+        owner = _owner_of(directory, cell) if lock is None else lock.owner()
+        _looks[cell] = look = _Look(now, owner, [] if owner is None else _waits_of(directory, owner))
+    return look
 
 
 def cycle_of(directory: str, mine: Wait) -> list[Wait] | None:
     """The cycle of waits that this one is in, and first of."""
     seen: dict[Cell, Owner] = {}
-    cycle = _chain(directory, mine, [mine], seen)
+    cycle = _chain(directory, mine, seen)
     return cycle if cycle is not None and _stands(directory, cycle, seen) else None
 
 
-_looks: dict[Cell, tuple[float, list[Owner]]] = {}
-
-
-def _ahead(directory: str, cell: Cell) -> list[Owner]:
-    """All owners that who waits for the cell waits for, behind one another.  A look serves all of this process who wait
-    for the cell, for a moment that is short beside the time after which they look: whoever closed a cycle had done so
-    before that."""
-    now = monotonic()
-    if cell not in _looks or now - _looks[cell][0] > _MOMENT:
-        for old in [key for key, (when, _) in list(_looks.items()) if now - when > _MOMENT]:
-            _looks.pop(old, None)
-        _looks[cell] = now, _owners_ahead(directory, cell)
-    return _looks[cell][1]
-
-
-def _owners_ahead(directory: str, cell: Cell) -> list[Owner]:
-    found: list[Owner] = []
-    cells, seen = [cell], set()
-    while cells and len(found) < _MOST:
-        cell = cells.pop()
-        if cell not in seen and (owner := _owner_of(directory, cell)) is not None:
-            found.append(owner)
-            cells.extend(wait.cell for wait in _waits_of(directory, owner))
-        seen.add(cell)
-    return found
-
-
-def _chain(directory: str, mine: Wait, chain: list[Wait], seen: dict[Cell, Owner]) -> list[Wait] | None:
-    """From the last of the chain on, back to its first."""
-    last = chain[-1]
-    owner = _owner_of(directory, last.cell)
-    if owner is None or len(chain) > _MOST:
-        return None
-    seen[last.cell] = owner
-    if _is_of(mine, owner):
-        return chain
-    for wait in _waits_of(directory, owner):
-        if wait not in chain and (cycle := _chain(directory, mine, [*chain, wait], seen)) is not None:
-            return cycle
+def _chain(directory: str, mine: Wait, seen: dict[Cell, Owner]) -> list[Wait] | None:
+    """From this one on, depth first, back to it.  seen: the owners on the way."""
+    chain, branches, tried = [mine], [_behind(directory, mine, seen)], {mine}
+    while chain:
+        owner = seen.get(chain[-1].cell)
+        if owner is not None and _is_of(mine, owner):
+            return chain
+        following = next((wait for wait in branches[-1] if wait not in tried), None)
+        if following is None:
+            chain.pop()
+            branches.pop()
+        elif len(tried) < _MOST:
+            tried.add(following)
+            chain.append(following)
+            branches.append(_behind(directory, following, seen))
+        else:
+            return None
     return None
 
 
-def _waits_of(directory: str, owner: Owner) -> Iterator[Wait]:
-    for wait in waiters.waits_of(directory, owner.pid, owner.start, owner.tid, owner.task_id):
-        if _is_of(wait, owner) and wait.kind & ~waiters.KEEPS == waiters.FOR_LOCK:
-            yield wait
+def _behind(directory: str, wait: Wait, seen: dict[Cell, Owner]) -> list[Wait]:
+    """What the owner of what it waits for waits for itself."""
+    owner = _owner_of(directory, wait.cell)
+    if owner is None:
+        return []
+    seen[wait.cell] = owner
+    return _waits_of(directory, owner)
+
+
+def _waits_of(directory: str, owner: Owner) -> list[Wait]:
+    waits = waiters.waits_of(directory, owner.pid, owner.start, owner.tid, owner.task_id)
+    return [wait for wait in waits if _is_of(wait, owner) and wait.kind & ~waiters.KEEPS == waiters.FOR_LOCK]
 
 
 def _is_of(wait: Wait, owner: Owner) -> bool:
     """Can that owner not go on while this wait lasts?"""
     same = wait.task == owner.task_id if wait.task else wait.tid == owner.tid
-    return (wait.pid, wait.start) == (owner.pid, owner.start) and same and wait.since + _TICK > owner.since * 1e9
+    return (wait.pid, wait.start) == (owner.pid, owner.start) and same and wait.since + _ROUNDED > owner.since * 1e9
 
 
 def _victim(cycle: list[Wait]) -> Wait | None:
     """The youngest of those that can fail; None: each must have what it waits for."""
-    able = [wait for wait in cycle if not wait.kind & waiters.KEEPS]
-    return max(able, key=lambda wait: (wait.since, wait.pid, wait.slot), default=None)
+    return max((wait for wait in cycle if not _must(wait)), key=_age, default=None)
+
+
+def _must(wait: Wait) -> bool:
+    return bool(wait.kind & waiters.KEEPS)
+
+
+def _age(wait: Wait) -> tuple[int, int, int]:
+    """When it began; no two have the same."""
+    return wait.since, wait.pid, wait.slot
 
 
 def _stands(directory: str, cycle: list[Wait], seen: dict[Cell, Owner]) -> bool:

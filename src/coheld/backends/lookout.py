@@ -41,7 +41,20 @@ _PATIENCE = 0.2
 class Turn:
     """A task's place in a queue.  granted: how, or False."""
 
-    __slots__ = ("future", "granted", "key", "lock", "loop", "place", "reads", "task", "tid", "timer", "waits")
+    __slots__ = (
+        "future",
+        "granted",
+        "key",
+        "lock",
+        "loop",
+        "place",
+        "reads",
+        "searches",
+        "task",
+        "tid",
+        "timer",
+        "waits",
+    )
 
     def __init__(self, lock: Handle, key: Any, reads: bool) -> None:
         self.lock = lock  # for the collector, which has taken weak references off it
@@ -53,12 +66,21 @@ class Turn:
         self.place: waiters.Place | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.waits = True
+        self.searches = False  # (again) for a cycle of waits that it is part of
         self.granted: Any = False
 
     def hide(self) -> None:
-        """It is no waiter any more, to others."""
-        if self.place is not None:
-            self.place.end()
+        """It is no waiter any more, to others.  By whoever settles it; its loop may be giving the place back."""
+        place = self.place
+        if place is not None:
+            place.end()
+
+    def end(self) -> None:
+        """In the loop: the wait is over."""
+        self.hide()
+        self.place = None
+        if self.timer is not None:
+            self.timer.cancel()
 
     def settle(self, error: BaseException | None = None) -> None:
         """In the loop: the task goes on."""
@@ -92,6 +114,7 @@ class _Lookout:
         self.waiting = 0
         self.stop = bytearray(1)
         self.running = False
+        self.searching: set[Any] = set()
 
     @property
     def lock(self) -> Handle:
@@ -103,12 +126,21 @@ class _Lookout:
         """How it was granted by the deadline, a time.monotonic(); False: it was not."""
         turn = Turn(self.lock, key, reads)
         kind = waiters.kind_of(self.what_for, deadline, keep)
-        self._show(turn, kind, method)
-        self.enter(turn)
-        if deadline != FOREVER:
-            turn.timer = turn.loop.call_at(deadline, self._expire, turn)
-        elif kind == waiters.FOR_LOCK and turn.place is not None:
-            turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._look, turn)
+        try:
+            self._show(turn, kind, method)
+            self.enter(turn)
+            if deadline != FOREVER:
+                turn.timer = turn.loop.call_at(deadline, self._expire, turn)
+            elif kind == waiters.FOR_LOCK and turn.place is not None:
+                turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._first_look, turn)
+            granted = await self._until_settled(turn)
+            turn.end()
+        except BaseException:
+            turn.end()  # again, as that may be what was interrupted
+            raise
+        return granted
+
+    async def _until_settled(self, turn: Turn) -> Any:
         try:
             return await turn.future
         except GeneratorExit:
@@ -119,10 +151,6 @@ class _Lookout:
             if not self.withdraw(turn) and turn.granted:
                 self.refuse(turn)
             raise
-        finally:
-            turn.place = None
-            if turn.timer is not None:
-                turn.timer.cancel()
 
     def _show(self, turn: Turn, kind: int, method: bytes) -> None:
         """It waits, and the table says so, as long as it has a place."""
@@ -131,15 +159,42 @@ class _Lookout:
         if turn.place is not None:
             turn.place.begin(waiters.cell_of(self.lock), kind, method, turn.tid, id(turn.task))
 
-    def _look(self, turn: Turn) -> None:
-        """In the loop: can its wait end at all?"""
+    def _first_look(self, turn: Turn) -> None:
+        """In the loop, once for each turn: can its wait end at all?"""
+        if self._ends(turn):
+            turn.searches = True
+            with self.guard():
+                self.searching = {loop for loop in self.searching if not loop.is_closed()}
+                first = turn.loop not in self.searching
+                self.searching.add(turn.loop)
+            if first:
+                turn.loop.call_later(waiters.SEARCH_AGAIN, self._look_again, turn.loop)
+
+    def _look_again(self, loop: Any) -> None:
+        """The same, for all of the loop that have had their first look: thousands may wait for the one lock."""
+        with self.guard():
+            turns = [turn for turn in self.turns if turn.waits and turn.searches and turn.loop is loop]
+            if not turns:
+                self.searching.discard(loop)
+        if turns:
+            place = turns[0].place
+            if place is None or deadlock().may_be_part(turns[0].lock, place):
+                for turn in turns:
+                    self._ends(turn)
+            loop.call_later(waiters.SEARCH_AGAIN, self._look_again, loop)
+
+    def _ends(self, turn: Turn) -> bool:
+        """May it end by itself?  Else it is told."""
+        place = turn.place
+        if place is None:
+            return True  # its coroutine is being destroyed, by another thread
         try:
-            deadlock().search_for_task(self.lock, turn.place, turn.task)
+            deadlock().search_for_task(turn.lock, place, turn.task)
         except DeadlockError as error:
             if self.withdraw(turn):
                 turn.settle(error)
-        else:
-            turn.timer = turn.loop.call_later(waiters.SEARCH_AGAIN, self._look, turn)
+            return False
+        return True
 
     @contextmanager
     def guard(self) -> Iterator[None]:

@@ -370,8 +370,9 @@ class Polled(Stateful, Shared, Handle):
             return claim
         if stop is not None:
             return self._try_on(deadline, stop, waiters.Patience(self, False))
-        with waiters.listed(self, waiters.FOR_LOCK, method, deadline, keep):
-            return self._try_on(deadline, stop, waiters.Patience(self, deadline == FOREVER and not keep))
+        patience = waiters.Patience(self, deadline == FOREVER and not keep)
+        try_on = partial(self._try_on, deadline, stop, patience)
+        return waiters.listed(self, waiters.FOR_LOCK, method, deadline, try_on, keep)
 
     def _try_on(self, deadline: float, stop: bytearray | None, patience: waiters.Patience) -> claims.Claim | None:
         since, enrolled = time.monotonic_ns(), self._place()

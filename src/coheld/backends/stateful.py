@@ -149,8 +149,7 @@ class Stateful(_Half):
 
     def _sleep(self, epoch: int, deadline: float, method: str, /) -> bool:
         """Until there was a release or a death since that epoch; False: not by that time.monotonic()."""
-        with waiters.listed(self, waiters.FOR_GUARD, method, deadline):
-            return self._sleep_on(epoch, deadline)
+        return waiters.listed(self, waiters.FOR_GUARD, method, deadline, lambda: self._sleep_on(epoch, deadline))
 
     def _sleep_on(self, epoch: int, deadline: float) -> bool:
         who = claims.this_thread().who

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -125,15 +125,18 @@ def cell_at(path: str, inode: int, offset: int) -> Resource | None:
     return None
 
 
-_paths: dict[int, str] = {}
+class _Paths:
+    """Of files of cells, by their inodes; put there whole, as several threads look."""
+
+    known: Mapping[int, str] = {}
 
 
 def path_of(directory: str, inode: int) -> str | None:
     """Of the file of cells that has it; None: there is none (any more). One that was read a while ago may be another's
     by now, which cell_at finds out."""
-    if (path := _paths.get(inode)) is not None and os.path.exists(path):
+    if (path := _Paths.known.get(inode)) is not None and os.path.exists(path):
         return path
-    _paths.clear()
+    found: dict[int, str] = {}
     with suppress(OSError):
         for entry in os.scandir(directory):
             if entry.name.startswith("cells-"):
@@ -142,8 +145,9 @@ def path_of(directory: str, inode: int) -> str | None:
                 chunks = [entry.path] if entry.name.startswith(("name-", "arena-")) and "~" not in entry.name else []
             for chunk in chunks:
                 with suppress(OSError):
-                    _paths[entry.inode() if chunk == entry.path else os.stat(chunk).st_ino] = chunk
-    return _paths.get(inode)
+                    found[entry.inode() if chunk == entry.path else os.stat(chunk).st_ino] = chunk
+    _Paths.known = found
+    return found.get(inode)
 
 
 def _resource(

@@ -15,12 +15,12 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .. import native
 from ..errors import CoheldError
@@ -51,6 +51,7 @@ _KIND = 4
 
 _NAMES = {FOR_LOCK: "lock", FOR_GUARD: "guard", FOR_READERS: "readers", FOR_PERMIT: "permit"}
 
+T = TypeVar("T")
 Cell = tuple[int, int]
 """Inode of its file, and its place there."""
 
@@ -132,6 +133,7 @@ class _Table:
             finally:
                 os.close(fd)
             os.replace(made, self.path)  # of a program before this one in the same process, if there is one
+            self.identity = _identity_of(self.path)
         self.words = memoryview(self.map).cast("Q")
         self.free: list[int] = []
         self.promised = 0
@@ -176,6 +178,12 @@ class _Table:
             self.map[slot + 8 : slot + 8 + len(body)] = body
             self.words[at] = even + 1
 
+    def is_lost(self) -> bool:
+        """Does nobody find it any more?"""
+        with suppress(OSError):
+            return not files.same_file(self.path, self.identity)
+        return True
+
     def remove(self) -> None:
         with suppress(OSError):
             os.unlink(self.path)
@@ -184,13 +192,15 @@ class _Table:
 class Place:
     """A slot of a thread, as long as that runs, or of a task's wait."""
 
+    cell: Cell = (0, 0)
+
     def __init__(self, table: _Table, slot: int, name: str) -> None:
         self.table, self.slot = table, slot
         table.name(slot, name)
 
     def begin(self, cell: Cell, kind: int, method: bytes, tid: int, task: int = 0) -> bytes | None:
         """Who has it waits, from now on; for what it did before, if this is in the middle of another wait."""
-        before = self.table.body(self.slot)
+        before, self.cell = self.table.body(self.slot), cell
         self.table.write(self.slot, _BODY.pack(*cell, time.monotonic_ns(), task, tid, kind, method))
         return before
 
@@ -200,13 +210,13 @@ class Place:
         return _wait_in(raw, os.getpid(), self.table.start, self.slot) if raw[0] & 1 else None
 
     def end(self, before: bytes | None = None) -> None:
-        if (
-            self.table.pid == os.getpid()
-        ):  # else a signal's handler has forked: this is the child, the slot its parent's
+        """Again, if it was interrupted: the same."""
+        if self.table.pid == os.getpid():  # else a handler has forked: this is the child, the slot its parent's
             self.table.write(self.slot, before)
 
     def __del__(self) -> None:
         if self.table.pid == os.getpid():
+            native.delist(self.table.map, self.slot)  # what runs in its thread from here on is shown to nobody
             self.end()
             self.table.free.append(self.slot)
 
@@ -254,11 +264,12 @@ at_fork(child=_become_child)
 
 
 def _table() -> _Table | None:
-    """None: there is no room for one."""
-    asked = (os.environ.get("COHELD_DIR"),)
-    if _process.asked != asked:
+    """None: there is no room for one.  Another one, where its directory is another, or was taken away: then who waits
+    is shown by his next wait."""
+    asked, table = (os.environ.get("COHELD_DIR"),), _process.table
+    if _process.asked != asked or (table is not None and table.is_lost()):
         with _process.guard:
-            if _process.asked != asked:
+            if _process.asked != asked or _process.table is table:
                 _process.table = _new_table()
                 _process.asked = asked
     return _process.table
@@ -302,18 +313,29 @@ def _sit(mine: Place | None, table: _Table | None) -> None:
     _process.local.place, _process.local.table = mine, table
 
 
-@contextmanager
-def listed(lock: Any, what_for: int, method: str, deadline: float, keep: bool = False) -> Iterator[None]:
-    """The calling thread waits meanwhile, and the table says so."""
+def listed(lock: Any, what_for: int, method: str, deadline: float, wait: Callable[[], T], keep: bool = False) -> T:
+    """What wait() returns; the calling thread waits meanwhile, and the table says so.  Not a moment longer, also where
+    a signal's handler raises in the middle of this: who is shown as one that waits, and does not, is taken for a part
+    of a cycle."""
     mine, kind = of_this_thread(), kind_of(what_for, deadline, keep)
     before = None
     try:
+        try:
+            if mine is not None:
+                before = mine.begin(cell_of(lock), kind, method.encode(errors="replace"), threading.get_native_id())
+            return wait()
+        finally:
+            if mine is not None:
+                mine.end(before)
+    except BaseException:
         if mine is not None:
-            before = mine.begin(cell_of(lock), kind, method.encode(errors="replace"), threading.get_native_id())
-        yield
-    finally:
-        if mine is not None:
-            mine.end(before)
+            mine.end(before)  # again, as that may be what was interrupted
+        raise
+
+
+def _identity_of(path: str) -> tuple[int, int]:
+    found = os.stat(path, follow_symlinks=False)
+    return found.st_dev, found.st_ino
 
 
 def kind_of(what_for: int, deadline: float, keep: bool) -> int:
@@ -374,8 +396,8 @@ def waits_of(directory: str, pid: int, start: int, tid: int | None = None, task:
     with suppress(OSError, CoheldError), _opened(directory, pid, start) as file:
         if files.header_of(file.read(files.HEADER_LENGTH)) is None:
             return
-        for at in range(_FIRST, _FIRST + _MOST * _SLOT.size, _MANY * _SLOT.size):
-            raw = _read_at(file, at, _MANY * _SLOT.size)
+        for at, many in _parts():
+            raw = _read_at(file, at, many * _SLOT.size)
             if not raw.strip(b"\0"):
                 return
             for slot, (number, its_task, its_tid) in enumerate(_WHO.iter_unpack(raw[: len(raw) & -_SLOT.size])):
@@ -384,6 +406,14 @@ def waits_of(directory: str, pid: int, start: int, tid: int | None = None, task:
                     first, again = (_wait_in(_read_at(file, place, _SLOT.size), pid, start, place) for _ in range(2))
                     if first == again and first.number & 1:
                         yield first
+
+
+def _parts() -> Iterator[tuple[int, int]]:
+    """Where each part of a table begins, and how many slots it has: few at first, as most processes have few."""
+    at, many = _FIRST, _CHUNK
+    while at < _FIRST + _MOST * _SLOT.size:
+        yield at, many
+        at, many = at + many * _SLOT.size, min(2 * many, _MANY)
 
 
 def goes_on(directory: str, wait: Wait) -> bool:

@@ -3,6 +3,8 @@
 import asyncio
 import pickle
 import random
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import DeadlockError, Lockable, LockTimeout
+from coheld import DeadlockError, Lockable, LockTimeout, Owner
 from coheld.backends import deadlock, files, waiters
 from coheld.testing.support import delays, effort, procs, seeds, states
 
@@ -207,8 +209,13 @@ def test_who_is_stopped_is_still_the_one_to_give_up() -> None:
 
 def searches_of(pid: int) -> bool:
     """Has it waited for longer than until its second look?"""
+    return has_waited(pid, waiters.SEARCH_AFTER + waiters.SEARCH_AGAIN + delays.SHORT)
+
+
+def has_waited(pid: int, seconds: float) -> bool:
+    """Has it waited for so long, or does it not wait any more?"""
     age = [time.monotonic_ns() - wait.since for wait in waits_here() if wait.pid == pid]
-    return not age or age[0] > 1e9 * (waiters.SEARCH_AFTER + waiters.SEARCH_AGAIN + delays.SHORT)
+    return not age or age[0] > 1e9 * seconds
 
 
 def waits_here() -> Iterable[waiters.Wait]:
@@ -253,6 +260,62 @@ def test_who_must_have_it_back_is_not_the_one_to_give_up() -> None:
         with procs.start(want_the_other) as may:
             may.expect("holds")
             assert (may.result(), must.result()) == ("told of 2", "has it")
+
+
+def interrupted_early(link: procs.Link) -> str:
+    """Waits for one bed; a signal's handler has another one meanwhile, and gives that back."""
+
+    def handle(*_: object) -> None:
+        with Bed(1):
+            link.say("has the other")
+            link.wait_for("give it back")
+
+    signal.signal(signal.SIGUSR1, handle)
+    link.say("ready")
+    try:
+        Bed(0).look()
+        return "got it"
+    except DeadlockError:
+        return "told"
+
+
+def test_who_waits_for_a_handler_of_one_who_waits_is_in_no_ring() -> None:
+    with (
+        procs.start(hold_and_want, 0, 1, None) as holder,
+        procs.start(interrupted_early) as waiter,
+    ):
+        holder.expect("holds")
+        waiter.expect("ready")
+        states.wait_until(lambda: list(waits_here()), "it waits")
+        waiter.signal(signal.SIGUSR1)  # at once: a moment later their times alone would say it
+        waiter.expect("has the other")
+        holder.tell("go")
+        holder.expect("goes")
+        states.wait_until(lambda: has_waited(holder.pid, waiters.SEARCH_AFTER + delays.SHORT), "it has looked")
+        waiter.tell("give it back")
+        assert (holder.result(), waiter.result()) == ("got it", "got it")
+
+
+def test_what_threads_look_at_for_each_other_may_go_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgets(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            """As if another thread had taken it out at once."""
+
+    monkeypatch.setattr(deadlock, "_looks", Forgets())
+    look = deadlock._look((0, 0))
+    assert (look.owner, look.waits) == (None, [])
+
+
+def test_a_chain_may_be_longer_than_calls_may_be_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sys.getrecursionlimit() - 10
+    waits = [waiters.Wait(1, 1, at, 0, (1, at), waiters.FOR_LOCK, at, "", "", 1, at) for at in range(size)]
+    owners = [
+        Owner(1, 1, (at + 1) % size) for at in range(size)
+    ]  # each waits for the cell of its number, the next has it
+    monkeypatch.setattr(deadlock, "_owner_of", lambda _directory, cell: owners[cell[1]])
+    monkeypatch.setattr(deadlock, "_waits_of", lambda _directory, owner: [waits[owner.tid]])
+    monkeypatch.setattr(waiters, "goes_on", lambda _directory, _wait: True)
+    assert deadlock.cycle_of("", waits[0]) == waits
 
 
 def looked_at(bed: Bed) -> str:

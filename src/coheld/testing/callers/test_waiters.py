@@ -1,16 +1,22 @@
 """Who waits is named: threads, tasks, for what, in which method, since when; and nobody who does not."""
 
 import asyncio
+import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 import coheld
 from coheld import Lockable, Semaphore, Waiter, aio
-from coheld.backends import waiters
+from coheld.backends import files, waiters
+from coheld.testing.contract import killpoints
 from coheld.testing.support import delays, procs, states
 
 
@@ -162,14 +168,99 @@ def test_who_waits_for_a_permit_is_named() -> None:
 
 def test_a_wait_in_the_middle_of_another_one_is_shown_and_then_that_again() -> None:
     """As in a signal's handler."""
-    here = waiters.of_this_thread()
-    assert here is not None
     bed = Bed()
-    with waiters.listed(bed.__lock__, waiters.FOR_LOCK, "outer", waiters.FOREVER):
-        [outer] = coheld.waiters(bed)
-        with waiters.listed(bed.__lock__, waiters.FOR_GUARD, "inner", 0.0):
-            [inner] = coheld.waiters(bed)
-        [again] = coheld.waiters(bed)
+
+    def shown() -> Waiter:
+        [waiter] = coheld.waiters(bed)
+        return waiter
+
+    def middle() -> tuple[Waiter, Waiter, Waiter]:
+        return shown(), waiters.listed(bed.__lock__, waiters.FOR_GUARD, "inner", 0.0, shown), shown()
+
+    outer, inner, again = waiters.listed(bed.__lock__, waiters.FOR_LOCK, "outer", waiters.FOREVER, middle)
     assert (outer.method, inner.method, again.method) == ("outer", "inner", "outer")
     assert (outer.waits_for, inner.waits_for, inner.timed) == ("lock", "guard", True)
     assert outer.since == again.since and not coheld.waiters(bed)
+
+
+def test_interrupted_at_any_step_it_is_not_shown_as_one_that_waits() -> None:
+    bed = Bed()
+    waiters.of_this_thread()
+
+    def not_shown(line: int) -> None:
+        assert not coheld.waiters(bed), line
+
+    def wait() -> None:
+        waiters.listed(bed.__lock__, waiters.FOR_LOCK, "wait", waiters.FOREVER, lambda: None)
+
+    assert len(list(killpoints.interrupted_at_each_line(wait, not_shown))) > 10
+
+
+def test_a_thread_that_waits_at_its_end_has_no_slot_of_anothers() -> None:
+    """Thread-local things go at the end of a thread, its place among the waiters as well, and may wait themselves."""
+    bed, ended = Bed(), threading.Event()
+    shown: list[list[str]] = []
+
+    class WaitsAtTheEnd:
+        def __del__(self) -> None:
+            assert not bed.__lock__.acquire(timeout=delays.SHORT)
+
+    def first(local: Any) -> None:
+        local.last = WaitsAtTheEnd()
+        assert not bed.__lock__.acquire(timeout=delays.TICK)
+
+    def second() -> None:
+        """Has the slot of the first, and looks whether that one changes it."""
+        place = waiters.of_this_thread()
+        assert place is not None
+        while not ended.is_set():
+            shown.append([waiter.thread for waiter in coheld.waiters(bed)])
+
+    local = threading.local()  # younger than the table's, as that goes first
+    with bed:
+        waiting_thread = threading.Thread(target=first, args=(local,), name="first")
+        waiting_thread.start()
+        with working("second", second):
+            waiting_thread.join(delays.LONG)
+            ended.set()
+    assert shown and not any("second" in names for names in shown)
+
+
+def test_waiters_are_named_again_after_their_directory_was_taken_away() -> None:
+    """As session managers do at logout."""
+    bed = Bed()
+    with bed, working("first", lambda: bed.__lock__.acquire(timeout=delays.MEDIUM)):
+        waiting(bed)
+    for path in Path(files.lock_directory()).glob("waits-*"):
+        path.unlink()
+    assert bed.__lock__.acquire()
+    with working("second", bed.book):
+        assert waiting(bed)[0].thread == "second"
+        bed.__lock__.release()
+
+
+FULL = ["no more slots", *["no more memory"] * (sys.platform == "linux")]  # elsewhere none is promised
+
+
+@pytest.mark.parametrize("full", FULL)
+def test_who_finds_no_slot_waits_all_the_same(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    bed, places = Bed(), [waiters.place("one")]
+    if full == "no more slots":
+        monkeypatch.setattr(waiters, "_MOST", 2 * waiters._CHUNK)
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", no_room)
+    while places[-1] is not None:
+        places.append(waiters.place("more"))
+    assert len(places) > 1
+
+    async def take() -> None:
+        await bed.book_later()
+
+    assert bed.__lock__.acquire()
+    with working("thread", bed.book), working("loop", lambda: asyncio.run(take())):
+        states.wait_until(lambda: coheld.statistics(bed).waiters, "they wait")
+        assert not coheld.waiters(bed)
+        bed.__lock__.release()
