@@ -49,7 +49,7 @@ class Task:
 def task(pid: int, tid: int | None = None) -> Task | None:
     """The process, or its thread `tid`; None if it is gone."""
     try:
-        fd = os.open(f"/proc/{pid}/task/{tid}/stat" if tid else f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{pid}/task/{tid}/stat" if tid else f"/proc/{pid}/stat", os.O_RDONLY)
     except (FileNotFoundError, ProcessLookupError):
         return None
     try:
