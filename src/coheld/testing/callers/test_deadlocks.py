@@ -272,6 +272,7 @@ def interrupted_early(link: procs.Link) -> str:
 
     signal.signal(signal.SIGUSR1, handle)
     link.say("ready")
+    link.wait_for("go")
     try:
         Bed(0).look()
         return "got it"
@@ -286,6 +287,7 @@ def test_who_waits_for_a_handler_of_one_who_waits_is_in_no_ring() -> None:
     ):
         holder.expect("holds")
         waiter.expect("ready")
+        waiter.tell("go")
         states.wait_until(lambda: list(waits_here()), "it waits")
         waiter.signal(signal.SIGUSR1)  # at once: a moment later their times alone would say it
         waiter.expect("has the other")
