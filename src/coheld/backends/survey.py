@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -72,14 +72,17 @@ def survey(directory: str) -> Iterator[Resource]:
     waits: dict[waiters.Cell, list[Waiter]] = {}
     for wait in sorted(waiters.all_waits(directory), key=lambda wait: wait.since):
         waits.setdefault(wait.cell, []).append(wait.told())
-    with suppress(OSError):
-        for entry in sorted(os.listdir(directory)):
-            path = os.path.join(directory, entry)
-            if entry.startswith("cells-"):
-                for chunk in filter(_CHUNK.match, _listed(path)):
-                    yield from _in_file(os.path.join(path, chunk), waits)
-            elif entry.startswith(("name-", "arena-")) and "~" not in entry:
-                yield from _in_file(path, waits)
+    entries = sorted(_listed(directory))
+    registers = _registers(entries)
+    for entry in entries:
+        path = os.path.join(directory, entry)
+        if entry.startswith("cells-"):
+            chunks = _listed(path)
+            beside_chunks = _registers(chunks)
+            for chunk in filter(_CHUNK.match, chunks):
+                yield from _in_file(os.path.join(path, chunk), beside_chunks.get(chunk, ()), waits)
+        elif entry.startswith(("name-", "arena-")) and "~" not in entry:
+            yield from _in_file(path, registers.get(entry, ()), waits)
 
 
 def _listed(directory: str) -> list[str]:
@@ -88,13 +91,24 @@ def _listed(directory: str) -> list[str]:
     return []
 
 
-def _in_file(path: str, waits: dict[waiters.Cell, list[Waiter]]) -> Iterator[Resource]:
+def _registers(entries: list[str]) -> dict[str, set[str]]:
+    """Of the files of a directory, by their names: the cells that have one.  To open one for each of many cells, and
+    find that there is none, takes long; so does a look at the directory for each file."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        file, beside_it, rest = entry.partition("~")
+        if beside_it and rest.endswith(".register"):
+            found.setdefault(file, set()).add(rest.partition(".")[0])
+    return found
+
+
+def _in_file(path: str, beside_it: Collection[str], waits: dict[waiters.Cell, list[Waiter]]) -> Iterator[Resource]:
+    """beside_it: the cells of it that have a register."""
     with suppress(OSError, ValueError, struct.error):
         raw, inode = _read(path)
         header = files.header_of(raw)
         if header is None:
             return
-        beside_it = {entry.partition("~")[2].partition(".")[0] for entry in _registers(path)}
         backend = _BACKENDS.get(_text(header.backend), _NOWHERE)
         first, size = native.HEADER_SIZE, backend.cell_size
         for offset in [files.NAMED_CELL] if header.kind != files.ARENA else range(first, len(raw) - size + 1, size):
@@ -174,12 +188,6 @@ def _resource(
     )
 
 
-def _registers(path: str) -> list[str]:
-    """To open one for each of many cells, and find that there is none, takes long."""
-    directory, name = os.path.split(path)
-    return [entry for entry in _listed(directory) if entry.startswith(f"{name}~") and entry.endswith(".register")]
-
-
 def _text(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode(errors="replace")
 
@@ -187,7 +195,8 @@ def _text(raw: bytes) -> str:
 def _read(path: str) -> tuple[bytes, int]:
     """Its bytes and its inode. Raises: OSError: also if it is no plain file of this user's."""
     with files.open_to_look(path) as file:
-        return file.read(_MOST), os.fstat(file.fileno()).st_ino
+        found = os.fstat(file.fileno())
+        return file.read(min(found.st_size, _MOST)), found.st_ino  # room for _MOST is not asked for each time
 
 
 _Looked = tuple[Owner | None, int, int, int, int]
