@@ -43,7 +43,6 @@ _SLICE = 1_000_000_000  # ns between two looks at the name
 _MISSING: Any = object()
 _NEVER = 1 << 63
 _DEEPEST = 0xFFFF_FFFF
-_UNHEARD = bytearray(1)  # a stop that is never set: observers do not hear of that take
 
 
 class Place(Resource, Protocol):
@@ -230,7 +229,19 @@ class Polled(Stateful, Shared, Handle):
         reader in, with the others who read.  keep: it must be had, whatever comes.
         """
         if observing.observed() and stop is None and not reads:
-            return self._take_and_tell(obj, method, timeout, timeout is not None and timeout <= 0)
+            return self._take_and_tell(obj, method, timeout, timeout is not None and timeout <= 0, keep)
+        return self._take_untold(obj, method, timeout, stop, reads, keep)
+
+    def _take_untold(
+        self,
+        obj: Any,
+        method: str,
+        timeout: float | None,
+        stop: bytearray | None = None,
+        reads: bool = False,
+        keep: bool = False,
+    ) -> bool:
+        """As _take; observers do not hear of it."""
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         while True:
             if (claim := self._hold()) is not None:
@@ -244,14 +255,14 @@ class Polled(Stateful, Shared, Handle):
             if held is not None:
                 return held
 
-    def _take_and_tell(self, obj: Any, method: str, timeout: float | None, tried: bool) -> bool:
+    def _take_and_tell(self, obj: Any, method: str, timeout: float | None, tried: bool, keep: bool = False) -> bool:
         """As _take.  A try first, as every take begins with one; but not past those who have waited for long."""
         waits, begun = timeout is None or timeout > 0, 0.0
         later = waits and self._somebody_waits_long() and self._hold() is None
-        got = not later and self._take(obj, method, 0, _UNHEARD)
+        got = not later and self._take_untold(obj, method, 0)
         if waits and not got:
             begun = time.monotonic()
-            got = self._take(obj, method, timeout, _UNHEARD)
+            got = self._take_untold(obj, method, timeout, keep=keep)
         claim = self._hold()
         if not got or claim is None or claim.depth > 1:
             return got
