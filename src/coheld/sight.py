@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,8 +31,7 @@ class Sight:
     @property
     def name(self) -> str:
         """As tables have it; without a name, that of its place."""
-        name = self.resource.name
-        return printable(name if name is not None else os.path.basename(self.resource.place))
+        return printable(self.resource.called)
 
     def lines(self) -> list[str]:
         """All that is known."""

@@ -12,6 +12,7 @@ import pytest
 import coheld
 from cli import commands
 from coheld import Lockable, Resource, Semaphore, native
+from coheld.backends import survey
 from coheld.testing.support import delays, procs, states
 
 BACKENDS = ["shm:", "file:"]
@@ -89,6 +90,38 @@ def test_one_by_its_name_and_who_waits_for_it(backend: str) -> None:
             assert [one["pid"] for one in found["waiting"]] == [waiter.pid] and found["waiting"][0]["task_id"] is None
             holder.tell("leave")
             holder.end()
+
+
+def hold_one_without_a_name(link: procs.Link) -> None:
+    Router(lock_backend="file:").configure(link)
+
+
+def test_those_without_a_name_are_told_apart() -> None:
+    with procs.start(hold_one_without_a_name) as one, procs.start(hold_one_without_a_name) as other:
+        for worker in (one, other):
+            worker.expect("in")
+        found = {resource.called: resource.holder.pid for resource in coheld.resources() if resource.holder}
+        assert sorted(found.values()) == sorted([one.pid, other.pid])
+        printed = commands.coheld("ps").stdout
+        for called, pid in found.items():
+            assert called in printed
+            assert [json.loads(commands.coheld("ps", "--json", called).stdout)["holder"]["pid"]] == [pid]
+        for worker in (one, other):
+            worker.tell("leave")
+
+
+def test_a_directory_is_read_once_however_many_names_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    semaphores = [Semaphore(2, name=f"s{number}") for number in range(3)]
+    read: list[str] = []
+
+    def listed(directory: str) -> list[str]:
+        read.append(directory)
+        return os.listdir(directory)
+
+    monkeypatch.setattr(survey, "_listed", listed)
+    with semaphores[1]:
+        assert [len(named(f"s{number}").inside) for number in range(3)] == [0, 1, 0]
+    assert len(read) == 3  # one for each look
 
 
 def test_a_name_that_nobody_has() -> None:

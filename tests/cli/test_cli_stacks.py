@@ -95,7 +95,7 @@ def test_the_stack_of_the_task_that_holds_it_comes_first(name: str | None, backe
     with procs.start(hold_by_task, name, backend) as holder:
         holder.expect("in")
         (found,) = [one for one in coheld.resources() if one.holder]
-        _, first, *rest = shown(name or os.path.basename(found.place)).splitlines()
+        _, first, *rest = shown(found.called).splitlines()
         assert first == "task reloader, which holds it:"
         end = next(number for number, line in enumerate(rest) if line.startswith("thread "))
         assert any(line.endswith(", in Router.reload") for line in rest[:end])

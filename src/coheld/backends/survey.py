@@ -54,12 +54,17 @@ class Resource:
     waiting: tuple[Waiter, ...] = ()
 
     @property
+    def called(self) -> str:
+        """As commands name it: without a name, by its place."""
+        if self.name is not None:
+            return self.name
+        directory, place = os.path.split(self.place)
+        return f"{os.path.basename(directory)}/{place}" if self.backend == "file" else place
+
+    @property
     def label(self) -> str:
         """As messages name it."""
-        if self.name is not None:
-            return repr(self.name)
-        directory, place = os.path.split(self.place)
-        return f"anonymous lock {os.path.basename(directory) + '/' if self.backend == 'file' else ''}{place}"
+        return f"anonymous lock {self.called}" if self.name is None else repr(self.name)
 
     @property
     def busy(self) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -57,7 +56,7 @@ def execute(options: argparse.Namespace) -> int:
 
         return stacks.show(options.stack, as_json if options.json else None)
     if options.name is not None:
-        found = [one for one in resources() if is_called(one, options.name)]
+        found = [one for one in resources() if one.called == options.name]
         if not found:
             print(f"coheld: no resource named {options.name!r}", file=sys.stderr)
             return exits.NO_SUCH_RESOURCE
@@ -71,11 +70,6 @@ def execute(options: argparse.Namespace) -> int:
     else:
         _print(found)
     return 0
-
-
-def is_called(one: Resource, name: str) -> bool:
-    """Those without a name are called as the table calls them."""
-    return name == one.name if one.name is not None else name == os.path.basename(one.place)
 
 
 def as_json(one: Resource) -> dict[str, Any]:

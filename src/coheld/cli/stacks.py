@@ -1,7 +1,6 @@
 """coheld ps --stack: what those who have a resource do now."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -9,16 +8,15 @@ from typing import Any
 
 from coheld.backends.survey import Resource
 from coheld.cli import exits
-from coheld.cli.ps import is_called
 from coheld.inspecting import resources
 from coheld.owner import Owner
-from coheld.process import command_of, start_of
+from coheld.process import command_of, printable, start_of
 from coheld.stacks import Stack, Stacks, ask, holding_task
 
 
 def show(name: str, as_json: Callable[[Resource], dict[str, Any]] | None) -> int:
     """Print the stacks of whoever has the resource of that name; as_json: of a resource, for programs."""
-    found = [one for one in resources() if is_called(one, name)]
+    found = [one for one in resources() if one.called == name]
     if not found:
         print(f"coheld: no resource named {name!r}", file=sys.stderr)
         return exits.NO_SUCH_RESOURCE
@@ -52,12 +50,12 @@ def _turn(owner: Owner | None) -> object:
 
 
 def _print(one: Resource, asked: dict[int, Stacks], stays: bool) -> None:
-    name = one.name if one.name is not None else os.path.basename(one.place)
+    name = one.called
     if not asked:
         print(f"{name}: nobody has it")
     for pid, stacks in asked.items():
         if one.holder is not None and one.holder.pid == pid:
-            print(f"{name}: held by {one.holder}{'' if stays else ', until a moment ago'}")
+            print(printable(f"{name}: held by {one.holder}{'' if stays else ', until a moment ago'}"))
         else:
             what = "permits" if one.permits is not None else "reading calls"
             print(f"{name}: process {pid} ({command_of(pid)}) has {one.inside[pid]} {what}")

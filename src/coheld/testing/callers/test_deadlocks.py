@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import DeadlockError, Lockable, LockTimeout, Owner
+from coheld import DeadlockError, Lockable, LockTimeout, Owner, observing
 from coheld.backends import deadlock, files, waiters
 from coheld.testing.support import delays, effort, procs, seeds, states
 
@@ -158,6 +158,27 @@ def assert_tells_all(error: DeadlockError, number: int, size: int, where: dict[i
         assert str(member) in str(error)
     [stack] = error.__notes__
     assert "the wait that was given up" in stack and ("in book" in stack)
+
+
+class Observer:
+    def acquired(self, lock: Any, waited: float) -> None:
+        pass
+
+    def released(self, lock: Any) -> None:
+        pass
+
+
+def observed_members(link: procs.Link, size: int) -> dict[int, Any]:
+    observing.start(Observer())
+    return members(link, size, list(range(size)), [])
+
+
+def test_one_of_a_ring_is_told_where_somebody_observes() -> None:
+    with procs.start(observed_members, 2) as worker:
+        worker.expect("all hold")
+        worker.tell("go")
+        [(number, error)] = [told for told in worker.result().items() if told[1] != "got it"]
+        assert_tells_all(error, number, 2, dict.fromkeys(range(2), worker.pid))
 
 
 # ---- who is not told -------------------------------------------------------------------------------------------------

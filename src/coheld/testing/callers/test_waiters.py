@@ -239,6 +239,14 @@ def test_waiters_are_named_again_after_their_directory_was_taken_away() -> None:
         bed.__lock__.release()
 
 
+def test_of_two_threads_that_need_room_at_once_one_makes_it() -> None:
+    """Else the first part of the table may stay empty, at which those who read it stop."""
+    place = waiters.place("one")
+    assert place is not None and place.table.free
+    before = place.table.promised
+    assert place.table._promise() and place.table.promised == before
+
+
 FULL = ["no more slots", *["no more memory"] * (sys.platform == "linux")]  # elsewhere none is promised
 
 
