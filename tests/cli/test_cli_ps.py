@@ -93,7 +93,8 @@ def test_one_by_its_name_and_who_waits_for_it(backend: str) -> None:
 
 
 def hold_one_without_a_name(link: procs.Link) -> None:
-    Router(lock_backend="file:").configure(link)
+    os.environ["COHELD_BACKEND"] = "file:"
+    Router().configure(link)
 
 
 def test_those_without_a_name_are_told_apart() -> None:
