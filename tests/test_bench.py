@@ -45,7 +45,7 @@ BARS = {
     "readers": 3,
     "permits": 2,
     "deadlock": 3,
-    "listing": 1,
+    "listing": 2,
     "import": 2,
 }
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 
 from bench import workers
 from bench.measure import Plan
@@ -18,16 +19,21 @@ COMMAND = "import sys; from coheld.cli import main; sys.exit(main())"
 
 def measure(plan: Plan) -> list[Line]:
     each = min(plan.crowd // 5_000, 200)
+    return [_measured(plan, each, "anonymous"), _measured(plan, each, "named")]
+
+
+def _measured(plan: Plan, each: int, which: str) -> Line:
     with ExitStack() as running:
-        for _ in range(PROCESSES):
-            running.enter_context(workers.worker(lambda tell: _make(each, tell))).hear()
+        for number in range(PROCESSES):
+            names = [f"{number}-{lock}" if which == "named" else None for lock in range(each)]
+            running.enter_context(workers.worker(partial(_make, names))).hear()
         taken = sorted(_list(each * PROCESSES) for _ in range(plan.runs))
-    what = f"ps --json of {each * PROCESSES:,} locks of {PROCESSES} processes"
-    return [Line(what, "s", taken[len(taken) // 2], bar=BAR)]
+    what = f"ps --json of {each * PROCESSES:,} {which} locks of {PROCESSES} processes"
+    return Line(what, "s", taken[len(taken) // 2], bar=BAR)
 
 
-def _make(count: int, tell: workers.Tell) -> None:
-    locks = [Lockable() for _ in range(count)]
+def _make(names: list[str | None], tell: workers.Tell) -> None:
+    locks = [Lockable(lock_name=name) for name in names]
     for lock in locks[:HELD]:
         lock.acquire()
     tell("made")

@@ -1,5 +1,6 @@
 """The command as a whole: its options, its errors, and what it does not import."""
 
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -110,3 +111,13 @@ def test_the_tests_run_the_same_command_as_a_user() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["coheld"] == "coheld.cli:main"
     assert "coheld.cli import main" in COHELD[2]
+
+
+def test_who_reads_may_have_enough(coheld_dir: Path) -> None:
+    """As head has."""
+    locks = [package.Lockable(lock_name=f"bed-{number}") for number in range(1000)]  # more than a pipe takes
+    with subprocess.Popen([*COHELD, "ps", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout and command.stderr and b"bed-" in command.stdout.readline()
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == exits.FAILED and locks

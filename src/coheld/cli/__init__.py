@@ -20,6 +20,7 @@ A wrapper must start at once: the modules above `demo` import little, and those 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -70,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.execute(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.FAILED
     except LockTimeout as error:
         return _complain(error, exits.NOT_GOT)
     except (CoheldError, OSError, ValueError) as error:
