@@ -65,7 +65,7 @@ def thread_name(pid: int, tid: int) -> str:
     """The name of a thread: Python's own in this process, the system's elsewhere; empty if it is not known, or no more
     than that of its process."""
     if pid == os.getpid():
-        return next((t.name for t in threading.enumerate() if t.native_id == tid), "")
+        return next((t.name for t in threading.enumerate() if _number_of(t) == tid), "")
     try:
         with open(f"/proc/{pid}/task/{tid}/comm") as thread, open(f"/proc/{pid}/comm") as process:
             name, common = thread.read().strip(), process.read().strip()
@@ -78,7 +78,25 @@ def thread_runs(pid: int, tid: int) -> bool:
     """Does that thread of a living process run?  Where nobody can say, it does as long as the process lives."""
     if os.path.isdir(_TASKS):
         return os.path.exists(f"/proc/{pid}/task/{tid}")
-    return pid != os.getpid() or any(t.native_id == tid for t in threading.enumerate())
+    return pid != os.getpid() or any(_number_of(t) == tid for t in threading.enumerate())
+
+
+def _number_of(thread: threading.Thread) -> int | None:
+    """After os.fork the main thread says the number of the parent's, before Python 3.12."""
+    return _fork.tid if _fork.tid and thread is threading.main_thread() else thread.native_id
+
+
+class _Fork:
+    """The last one behind this process.  tid: of the thread that it left, which is the main one since; 0: none."""
+
+    tid = 0
+
+    def become_child(self) -> None:
+        self.tid = threading.get_native_id()
+
+
+_fork = _Fork()
+at_fork(child=_fork.become_child)
 
 
 # ---- macOS ----------------------------------------------------------------------------------------------------------

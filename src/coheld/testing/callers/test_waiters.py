@@ -272,3 +272,18 @@ def test_who_finds_no_slot_waits_all_the_same(full: str, monkeypatch: pytest.Mon
         states.wait_until(lambda: coheld.statistics(bed).waiters, "they wait")
         assert not coheld.waiters(bed)
         bed.__lock__.release()
+
+
+FORKED = """
+import os, coheld
+bed = coheld.Lockable()
+if not (pid := os.fork()):
+    with bed:
+        print(coheld.holder(bed).thread, coheld.holder(bed).alive(), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+def test_the_thread_of_a_forked_child_is_named() -> None:
+    assert procs.run(FORKED).split() == ["MainThread", "True"]
