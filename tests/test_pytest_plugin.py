@@ -170,3 +170,25 @@ def test_without_a_time_out_nothing_is_told_and_workers_of_xdist_have_the_plugin
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*contradict each other*"])
     assert "coheld" not in result.stderr.str()
+
+
+INNER = """
+    pytest_plugins = ["pytester"]
+
+    def test_runs_another(pytester):
+        pytester.makepyfile("def test(): pass")
+        pytester.runpytest_inprocess("-p", "coheld.pytest").assert_outcomes(passed=1)
+
+    def test_wrong():
+        from coheld import Lockable
+        a, b = Lockable(lock_name="a"), Lockable(lock_name="b")
+        with a, b:
+            pass
+        with b, a:
+            pass
+"""
+
+
+def test_a_run_inside_of_another_does_not_end_its_check(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(INNER)
+    run(pytester).assert_outcomes(passed=1, failed=1)

@@ -71,11 +71,13 @@ class Inversion:
         return "\n".join([head, *(f"{number}. {step}" for number, step in enumerate(self.steps, 1))])
 
 
-def start() -> None:
-    """Check from now on; knows nothing of before.  Nothing happens if it is on."""
-    if _process.check is None:
-        _process.check = _process.last = _Check()
-        observing.start(_process.check)
+def start() -> bool:
+    """Check from now on; knows nothing of before.  False: it was on, and nothing has happened."""
+    if _process.check is not None:
+        return False
+    _process.check = _process.last = _Check()
+    observing.start(_process.check)
+    return True
 
 
 def stop() -> None:

@@ -32,11 +32,12 @@ _TITLE = "coheld: who has what"
 
 
 class _Session:
-    """Of one run of pytest.  seen: so many inversions have made a test fail.  stderr: that of the run, and not what
-    pytest captures."""
+    """Of one run of pytest.  seen: so many inversions have made a test fail.  started: it has begun to check.  stderr:
+    that of the run, and not what pytest captures."""
 
     def __init__(self) -> None:
         self.seen = 0
+        self.started = False
         self.stderr = os.dup(_stderr())
         self.timers: dict[str, threading.Timer] = {}
 
@@ -88,12 +89,13 @@ def _table() -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_session] = _Session()
-    ordering.start()
+    config.stash[_session].started = ordering.start()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _session in config.stash:
-        ordering.stop()
+        if config.stash[_session].started:  # else it is that of a run around this one
+            ordering.stop()
         config.stash[_session].close()
         del config.stash[_session]
 
