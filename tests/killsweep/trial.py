@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from coheld import Lockable
+from coheld.backends import waiters
 from coheld.testing.support import delays, states
 from coheld.testing.support.exclusion import Exclusion
 from killsweep.actor import Actor
@@ -142,6 +143,7 @@ class Trial:
     def _make_both_calls(self) -> None:
         use, pause, role = self.subject.use, self.bench.pause, Role.TRACED
         begin, end = Stage.BEGIN, Stage.END
+        waiters.of_this_thread()  # to make the first table takes more steps than all the rest
         if not self.scene.fresh:
             self.bench.pauses[Stage.INSIDE] = Stage.WARM
             use(role)
