@@ -22,11 +22,12 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeadlockError, Member
+from ..errors import CoheldError, DeadlockError, Member
 from ..owner import Owner
 from ..process import command_of
 from . import files, survey, waiters
@@ -40,6 +41,7 @@ _MOST = 1000
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TESTS = os.path.join(_PACKAGE, "testing") + os.sep
 _MOMENT = 0.02
+"""For how long a look serves others, seconds."""
 _ROUNDED = 1_000
 """By how much the time at which an owner began may be rounded up, ns.  (A coarse clock is behind, never ahead.)"""
 
@@ -47,19 +49,28 @@ _ROUNDED = 1_000
 def search(lock: Handle) -> None:
     """By a thread whose wait for the lock is in the table.  Raises: DeadlockError: if it is the one to give up."""
     place = waiters.of_this_thread()
-    if place is not None and (cycle := _cycle_of(place)) is not None:
+    if place is not None and (cycle := _found(place)) is not None:
         raise _error(lock, cycle, _stack_of_thread())
 
 
 def search_for_task(lock: Handle, place: waiters.Place, task: Any) -> None:
     """The same in the loop of a task that waits for it."""
-    if may_be_part(lock, place) and (cycle := _cycle_of(place)) is not None:
+    if may_be_part(lock, place) and (cycle := _found(place)) is not None:
         raise _error(lock, cycle, _stack_of(task))
 
 
 def may_be_part(lock: Handle, place: waiters.Place) -> bool:
     """Does who has the lock, which is waited for there, wait himself?  In short, as thousands may ask."""
-    return bool(_look(place.cell, lock).waits)
+    with suppress(OSError, CoheldError):
+        return bool(_look(place.cell, lock).waits)
+    return False
+
+
+def _found(place: waiters.Place) -> list[Wait] | None:
+    """As _cycle_of; None also where nothing can be looked at: who waits goes on to do so."""
+    with suppress(OSError, CoheldError):
+        return _cycle_of(place)
+    return None
 
 
 def _cycle_of(place: waiters.Place) -> list[Wait] | None:
@@ -67,7 +78,7 @@ def _cycle_of(place: waiters.Place) -> list[Wait] | None:
     mine = place.wait()
     if mine is None or not _may_be_told(mine):
         return None
-    cycle = cycle_of(files.lock_directory(), mine)
+    cycle = cycle_of(files.directory_here(), mine)
     return cycle if cycle is not None and _victim(cycle) == mine else None
 
 
@@ -103,7 +114,7 @@ def _look(cell: Cell, lock: Handle | None = None) -> _Look:
     if look is None or now - look.when > _MOMENT:
         if len(_looks) >= _MOST:
             _looks.clear()  # others may be doing the same, and have what they look at
-        directory = files.lock_directory()
+        directory = files.directory_here()
         owner = _owner_of(directory, cell) if lock is None else lock.owner()
         _looks[cell] = look = _Look(now, owner, [] if owner is None else _waits_of(directory, owner))
     return look
@@ -187,7 +198,7 @@ def _owner_of(directory: str, cell: Cell) -> Owner | None:
 
 def _error(lock: Handle, cycle: list[Wait], stack: list[traceback.FrameSummary]) -> DeadlockError:
     """What the one that gives up is told."""
-    directory = files.lock_directory()
+    directory = files.directory_here()
     members = tuple(_member(directory, wait, cycle[at - 1]) for at, wait in enumerate(cycle))
     told = "\n".join(f"  {member}" for member in members)
     error = DeadlockError(

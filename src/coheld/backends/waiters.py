@@ -148,9 +148,7 @@ class _Table:
 
     def _promise(self) -> bool:
         with _process.guard:
-            if (
-                self.free
-            ):  # another thread has: parts are begun one after the other, and who reads stops at an empty one
+            if self.free:  # another thread has: one part is begun after the other, and who reads stops at an empty one
                 return True
             first = _FIRST + self.promised * _SLOT.size
             if self.promised >= _MOST:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -456,3 +457,41 @@ def test_nobody_is_told_who_is_in_no_cycle(run: int) -> None:
         with suppress(BrokenPipeError):
             watcher.tell("stop")
         assert watcher.result() > 0
+
+
+def test_a_directory_that_cannot_be_made_again_does_not_hurt_who_waits(
+    coheld_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search only looks: who waits goes on to do so where it cannot."""
+    bed, said = Bed(0), list[dict[str, Any]]()
+
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: said.append(context))
+        task = asyncio.create_task(bed.look_later())
+        while not (found := coheld.waiters(bed)):
+            await asyncio.sleep(delays.TICK)
+        with monkeypatch.context() as changed:
+            changed.setenv("COHELD_DIR", str(coheld_dir / "file" / "directory"))
+            with pytest.raises(OSError, match="file"):
+                files.lock_directory()
+            while time.monotonic() < found[0].since + 2 * waiters.SEARCH_AFTER:
+                await asyncio.sleep(delays.TICK)
+        release.set()
+        await task
+
+    (coheld_dir / "file").touch()
+    release = threading.Event()
+    holds = threading.Event()
+
+    def hold() -> None:
+        with bed:
+            holds.set()
+            assert release.wait(delays.LONG)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert holds.wait(delays.LONG)
+    asyncio.run(wait())
+    holder.join(delays.LONG)
+    assert said == []
