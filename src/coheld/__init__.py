@@ -60,6 +60,7 @@ from .errors import (
     DeadlockError,
     IncompatibleError,
     InsecureError,
+    LeaseLostError,
     LockTimeout,
     Member,
     NotInitializedError,
@@ -70,6 +71,7 @@ from .errors import (
     TooManyLocksError,
 )
 from .inspecting import Statistics, holder, resources, statistics, waiters
+from .leases import ensure_held, lost, token, when_lost
 from .lockable import Lockable, wait_for
 from .owner import Owner
 from .semaphore import Semaphore
@@ -84,6 +86,7 @@ __all__ = [
     "DeadlockError",
     "IncompatibleError",
     "InsecureError",
+    "LeaseLostError",
     "LockTimeout",
     "Lockable",
     "Member",
@@ -100,13 +103,17 @@ __all__ = [
     "TooManyLocksError",
     "Waiter",
     "__version__",
+    "ensure_held",
     "holder",
+    "lost",
     "resources",
     "shared",
     "snapshot",
     "statistics",
+    "token",
     "wait_for",
     "waiters",
+    "when_lost",
 ]
 
 for _name in __all__:

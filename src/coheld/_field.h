@@ -207,6 +207,7 @@ static PyObject *view_py_map(View *self, PyObject *args) {
 
 static PyMemberDef view_members[] = {
     {"schema", T_OBJECT, offsetof(View, schema), READONLY, "The fields."},
+    {"remote", T_BOOL, offsetof(View, remote), 0, "A store has the state, and this is a copy of it."},
     {"__dictoffset__", T_PYSSIZET, offsetof(View, dict), READONLY, NULL},
     {NULL},
 };
@@ -255,7 +256,9 @@ typedef struct {
 
 /* The View of the object's lock, if it is of this field's schema; else NULL, without an exception: go the long way. */
 static inline View *field_view(const Field *self, PyObject *lock) {
-    if (UNLIKELY(Py_TYPE(lock) != self->state->mutex_type)) return NULL;
+    if (UNLIKELY(Py_TYPE(lock) != self->state->mutex_type)
+        && !PyObject_TypeCheck(lock, (PyTypeObject *)self->state->mutex_base))
+        return NULL;
     View *v = (View *)__atomic_load_n(&((Mutex *)lock)->view, __ATOMIC_ACQUIRE);
     return LIKELY(v && v->schema == self->schema && v->cell == ((Mutex *)lock)->cell) ? v : NULL;
 }

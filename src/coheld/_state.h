@@ -202,6 +202,7 @@ typedef struct {
     Mapped in, out;     /* the owner's, and the readers' */
     uint64_t word;      /* inside is of this */
     uint64_t limit;     /* of the encodings of all fields, bytes: max_state */
+    char remote;        /* a store has the state, and this machine a copy: reads outside, and commits, are Python's.  Once */
 } View;
 
 static inline uint64_t view_word(const View *v) { return __atomic_load_n(&v->cell->version, __ATOMIC_ACQUIRE); }
@@ -289,7 +290,7 @@ static int commit_short(View *v) {
     Entry *live = v->in.slots[word & 1], *spare = v->in.slots[next & 1];
     int changed = 0;
     uint64_t size = 0;
-    if (!live || GENERATION(word) != v->in.generation) return 0;
+    if (!live || GENERATION(word) != v->in.generation || v->remote) return 0;
     __atomic_thread_fence(__ATOMIC_RELEASE); /* behind the store of the present word, before the slot is overwritten */
     memcpy(spare, live, (size_t)v->count * sizeof(Entry));
     for (Py_ssize_t i = 0; i < v->count; i++) {
@@ -324,6 +325,7 @@ static int __attribute__((noinline)) view_commit(View *v) {
 /* A value of the last commit, for everybody: a new reference, or NULL: ask Python (or an exception is set). */
 static PyObject *outside_now(View *v, Py_ssize_t i, uint64_t word) {
     Seen *f = &v->outside[i];
+    if (UNLIKELY(v->remote)) return NULL;
     if (LIKELY(f->value && f->word == word)) return Py_NewRef(f->value);
     if (LOAD(&v->cell->flags) & REMOVED) return NULL; /* set before the word was moved: whoever sees that sees this */
     if (!v->out.slots[0] || GENERATION(word) != v->out.generation) return NULL;

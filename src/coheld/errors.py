@@ -2,7 +2,7 @@
 
 *You* misused the lock: NotInitializedError, NotOwnerError, TooManyLocksError, DeadlockError; or the state:
 NotLockedError, StateError; or a semaphore: PermitError.  *Somebody else* has it: LockTimeout.
-*The place* is not what it should be: IncompatibleError, InsecureError, BackendError.
+*The place* is not what it should be: IncompatibleError, InsecureError, BackendError.  *Time*: LeaseLostError.
 
 Each is a CoheldError and the builtin that fits.  The fields are None where they do not apply; errors pickle with them.
 """
@@ -110,6 +110,12 @@ class StateError(CoheldError, ValueError):
 
 class LockTimeout(CoheldError, TimeoutError):
     """The lock was not got within the time; unlike the others, trying again may well work."""
+
+
+class LeaseLostError(CoheldError, RuntimeError):
+    """The caller had the lock, and has lost it: another may have it. What it has changed is not committed.
+
+    Not an OSError: that would be taken for "connect again and go on"."""
 
 
 class IncompatibleError(CoheldError, RuntimeError):

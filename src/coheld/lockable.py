@@ -324,4 +324,5 @@ def _remedy(cls: type) -> str:
     return f"its __init__ must call {call}"
 
 
+Handle.find_schema = staticmethod(state.schema_of)
 native.install(Handle, _not_initialized, _reduce_locked)

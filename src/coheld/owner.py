@@ -16,7 +16,8 @@ class Owner:
     process started, in the system's own unit (on Linux clock ticks since boot).  method: the locked method, "" for
     acquire and with.  since: when it took the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.
     depth: how many times it holds it.  task_id: of a task that holds it, a number that no other living task of its
-    process has; 0: the thread does.  task: its name, where it is known: in its own process.
+    process has; 0: the thread does.  task: its name, where it is known: in its own process.  host: on which it runs; empty:
+    on this one.
     """
 
     pid: int
@@ -27,20 +28,22 @@ class Owner:
     depth: int = 0
     task_id: int = 0
     task: str = ""
+    host: str = ""
 
     @property
     def thread(self) -> str:
         """The name of its thread; empty where it is not known. Of another process it is what the system calls it."""
-        return thread_name(self.pid, self.tid)
+        return "" if self.host else thread_name(self.pid, self.tid)
 
     @property
     def command(self) -> str:
         """The command line of its process, cut to 60 characters; empty if that has ended."""
-        return command_of(self.pid) if self.alive() else ""
+        return command_of(self.pid) if not self.host and self.alive() else ""
 
     def alive(self) -> bool:
-        """Do the process and the thread still run?  Asks the kernel now; never blocks."""
-        return start_of(self.pid) == self.start and thread_runs(self.pid, self.tid)
+        """Do the process and the thread still run?  Asks the kernel now; never blocks.  On another host: as far as is
+        known."""
+        return bool(self.host) or start_of(self.pid) == self.start and thread_runs(self.pid, self.tid)
 
     def __str__(self) -> str:
         if not self.pid:
@@ -49,4 +52,5 @@ class Owner:
         task = f", task {self.task or hex(self.task_id)}" if self.task_id else ""
         where = f" in {self.method}" if self.method else ""
         held = f" for {max(0.0, time.monotonic() - self.since):.3g} s" if self.depth else ""
-        return f"process {self.pid}{f' ({command})' if command else ''}{thread}{task}{where}{held}"
+        host = f" on {self.host}" if self.host else ""
+        return f"process {self.pid}{host}{f' ({command})' if command else ''}{thread}{task}{where}{held}"

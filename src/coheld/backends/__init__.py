@@ -8,14 +8,16 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from .. import native
 from ..errors import IncompatibleError
 
-_SCHEMES = ("shm", "file")
+_SCHEMES = {"shm": "shm", "file": "file", "redis": "redis", "rediss": "redis"}
+"""And the module of each here."""
 
 
-def backend_of(url: str | None) -> ModuleType:
+def backend_of(url: str | None) -> Any:
     """The backend of a URL, of COHELD_BACKEND where that is None, else the default of this process.
 
     Raises: TypeError: if url is not a string.  ValueError: if no backend has its scheme.
@@ -28,7 +30,8 @@ def backend_of(url: str | None) -> ModuleType:
     if not colon or scheme not in _SCHEMES:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
         raise ValueError(f"no backend for {url!r}; known: {known}")
-    return of_scheme(scheme)
+    backend = of_scheme(scheme)
+    return backend.at(url) if hasattr(backend, "at") else backend
 
 
 def default() -> str:
@@ -64,4 +67,4 @@ def of_scheme(scheme: str) -> ModuleType:
         raise IncompatibleError(f"shm: needs the C extension, and this process runs without it: {native.missing}")
     tell_what_is_missing()
     _begin()
-    return import_module(f"{__name__}.{scheme}")
+    return import_module(f"{__name__}.{_SCHEMES[scheme]}")

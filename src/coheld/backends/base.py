@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from .. import native, observing
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
@@ -88,6 +88,10 @@ class Handle(Monitor, Tasking, _Half):
     """
 
     __slots__ = ()
+    far: ClassVar[bool] = False
+    """Does a store on another host have it?"""
+    find_schema: ClassVar[Callable[[type], Any]] = staticmethod(lambda _cls: None)
+    """The shared fields of a class, or None; by lockable.py."""
     resource: Resource
     segment: Any
 
@@ -103,6 +107,10 @@ class Handle(Monitor, Tasking, _Half):
             return None
         task = self.task
         return Owner(*who, since / 1e9, depth, self._task_address(), task.get_name() if task is not None else "")
+
+    def _known_owner(self) -> Owner | None:
+        """As owner(), and nobody is asked for it."""
+        return self.owner()
 
     def dead(self) -> Owner:
         """Whose death ``__recover__`` has to look at; meant while RECOVERING is up."""
@@ -248,7 +256,7 @@ class Handle(Monitor, Tasking, _Half):
         return gone
 
     def _not_owner(self) -> NoReturn:
-        owner = self.owner() if self.attached else None
+        owner = self._known_owner() if self.attached else None
         holder = f"it is held by {owner}" if owner else "nobody holds it"
         raise NotOwnerError(
             f"{self.label}: process {os.getpid()}, thread {threading.get_native_id()} cannot release it: {holder}",
@@ -260,7 +268,7 @@ class Handle(Monitor, Tasking, _Half):
         raise LockTimeout(
             f"{self.label}: not got within {float(timeout):g} s; {self._why_not()}",
             resource=self.label,
-            owner=self.owner(),
+            owner=self._known_owner(),
             waited=float(timeout),
         )
 

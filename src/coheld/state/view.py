@@ -4,7 +4,7 @@ native mutex, and plain.py beside a lock of files: a process may have both."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -65,7 +65,11 @@ class View(_Half):
         other kind."""
         if state.head.magic != self.magic:
             raise self._damaged("it is of another kind")
-        for name, text in state.fields.items():
+        self._check_fields(state.fields)
+
+    def _check_fields(self, fields: Mapping[str, str]) -> None:
+        """As _check, of names and types."""
+        for name, text in fields.items():
             if (ours := self.schema.texts.get(name)) is None:
                 why = f"it has a field {name}: {text}, which {self.schema.title} has not"
             elif ours != text:
@@ -170,16 +174,20 @@ class View(_Half):
         marked = self._marked(True)
         changed, fresh = self._changed(marked)
         if changed:
-            word = self._begin()
-            try:
-                written = self._write(word, changed, made)
-            except (FileNotFoundError, TornError) as error:
-                raise self._damaged(error) from None
-            if not written:
-                self._grow(word, changed, made)
+            self._put_down(changed, made)
         stamp = store.number_of(self._begin())
         for index, _mark, value in marked:
             self._settle(index, fresh.get(index, value), changed.get(index), stamp)
+
+    def _put_down(self, changed: dict[int, bytes], made: bool) -> None:
+        """By the owner: these encodings become part of the last commit. Raises: as _commit."""
+        word = self._begin()
+        try:
+            written = self._write(word, changed, made)
+        except (FileNotFoundError, TornError) as error:
+            raise self._damaged(error) from None
+        if not written:
+            self._grow(word, changed, made)
 
     def _has_changed(self) -> bool:
         return bool(self._changed(self._marked(False))[0])
@@ -396,11 +404,92 @@ if not native.missing:
             return getattr(obj, self.schema.names[index])
 
 
+class FarView(View):
+    """Of a lock that a store has: the files are a copy of what that has.  Before the other half."""
+
+    remote = False
+
+    def __init__(self, lock: Handle, schema: Schema, siblings: list[View]) -> None:
+        super().__init__(lock, schema, siblings)
+        self.remote = True
+
+    def _put_down(self, changed: dict[int, bytes], made: bool) -> None:
+        """The store first, which alone says whether that can be; then the copy."""
+        away: Any = self.lock().away  # type: ignore[union-attr]  # its owner calls
+        version = away.change(self._payload(changed), made)
+        super()._put_down(changed, made)
+        away.mirrored(version)
+
+    def _payload(self, changed: dict[int, bytes]) -> bytes:
+        """All fields, as they go to the store. Raises: StateError: if they are too large."""
+        fields = [self._field_for(index, 0, changed.get(index))[1] for index in range(len(self.schema.specs))]
+        self._check_size(fields)
+        return msgspec.msgpack.encode(_Stored(self.schema.record, fields))
+
+    def _absorb(self, payload: bytes | None, made: bool) -> None:
+        """By the owner: the copy becomes that; None: nothing was committed."""
+        fields = self._fields_of(payload)
+        changed = {}
+        for index, spec in enumerate(self.schema.specs):
+            raw, live = fields.get(spec.name), self._live(index)
+            if raw is None:
+                raw = spec.encode(spec.default())
+            if live is None or live[1] != raw:
+                changed[index] = raw
+        if changed:
+            super()._put_down(changed, made)
+
+    def _fields_of(self, payload: bytes | None) -> dict[str, bytes]:
+        """Raises: IncompatibleError: if this class has other fields, or it is no state at all."""
+        if payload is None:
+            return {}
+        try:
+            stored = _decoded_state(payload)
+            texts = dict(_decoded_schema(stored.schema))
+            fields = dict(zip(texts, stored.fields, strict=True))
+        except UNDECODABLE as error:
+            raise self._damaged(error) from error
+        self._check_fields(texts)
+        return fields
+
+    def _committed(self, indices: Sequence[int]) -> tuple[View, int, list[tuple[int, bytes] | None]]:
+        lock: Any = self.lock()
+        if lock is None or lock._mine():
+            return super()._committed(indices)
+        fields = self._fields_of(lock.away.load().payload)
+        found = [fields.get(self.schema.names[index]) for index in indices]
+        return self, 0, [None if raw is None else (0, raw) for raw in found]
+
+
+class _Stored(msgspec.Struct, array_like=True, frozen=True):
+    """A state in a store: names and types of the fields, and the encoding of each."""
+
+    schema: bytes
+    fields: list[bytes]
+
+
+_decoded_state = msgspec.msgpack.Decoder(_Stored).decode
+_decoded_schema = msgspec.msgpack.Decoder(list[tuple[str, str]]).decode
+
+
+class FarPlainView(FarView, PlainView):
+    """Beside a lock of files."""
+
+    def _current_value(self, index: int) -> Any:
+        return self._read(index)
+
+
+if not native.missing:
+
+    class FarNativeView(FarView, NativeView):
+        """Beside a native mutex."""
+
+
 def view_of(lock: Handle, schema: Schema, siblings: list[View]) -> View:
     """A new one."""
     if not native.missing and isinstance(lock, native.Mutex):
-        return NativeView(lock, schema, siblings)
-    return PlainView(lock, schema, siblings)
+        return (FarNativeView if lock.far else NativeView)(lock, schema, siblings)
+    return (FarPlainView if lock.far else PlainView)(lock, schema, siblings)
 
 
 def _restored(value: Any, former: Any) -> Any:

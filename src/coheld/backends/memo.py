@@ -1,0 +1,103 @@
+"""What the processes of a host know of the grant that one of them has: a file beside the local lock of the resource.
+
+Only the owner of the local lock reads and writes it; who renews the lease does so under the guard of Away, while its
+process is that owner.  A word is written as a whole.  A death between two of them:
+
+    valid       goes down first and up last: with it down all else means nothing, and the next owner asks the store
+    version     UNKNOWN before the store is told of a change, and the number of it once the local state has it: in
+                between, the next owner has the state sent again
+    passes      goes up before the body that has this number begins: no two owners have one token
+
+It is of one boot: the clock of `until` begins anew with the next.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+import zlib
+from typing import Any
+
+from . import files
+from .store import UNKNOWN, Known
+
+_SIZE = 4096
+_MAGIC = 0x6F6D654D_65686F63
+MOST_PASSES = (1 << 12) - 1
+"""Of one grant: the low bits of a token."""
+LONGEST_STAY = 0.1
+"""For how long a grant passes among the processes of one host before the others may have it, seconds."""
+
+
+class _Word:
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __get__(self, memo: Memo, _owner: Any = None) -> Any:
+        return memo.words[self.index]
+
+    def __set__(self, memo: Memo, value: int) -> None:
+        memo.words[self.index] = value
+
+
+class Memo:
+    """It, mapped."""
+
+    magic, boot, valid, token, passes = map(_Word, range(5))
+    until, since, created, recovers = map(_Word, range(5, 9))
+    _version = _Word(9)
+
+    def __init__(self, path: str) -> None:
+        fd = files.open_or_create(path)
+        try:
+            if os.fstat(fd).st_size < _SIZE:
+                os.ftruncate(fd, _SIZE)
+            self.map = mmap.mmap(fd, _SIZE)
+        finally:
+            os.close(fd)
+        self.words = memoryview(self.map).cast("q")
+        boot = zlib.crc32(files.boot_id())
+        if self.magic != _MAGIC or self.boot != boot:
+            self.valid = 0
+            self._version = UNKNOWN
+            self.magic, self.boot = _MAGIC, boot
+
+    @property
+    def nonce(self) -> bytes:
+        return bytes(self.map[128:144])
+
+    @property
+    def known(self) -> Known:
+        """The state that the local one is a copy of."""
+        version = self._version
+        return Known(bytes(self.map[144:160]), version) if version != UNKNOWN else Known()
+
+    def mirrors(self, known: Known) -> None:
+        """The local state is a copy of that from here on."""
+        self._version = UNKNOWN
+        self.map[144:160] = known.incarnation.ljust(16, b"\0")
+        self._version = known.version
+
+    def forget_state(self) -> None:
+        """Nobody knows what the local state is a copy of."""
+        self._version = UNKNOWN
+
+    def begin(self, nonce: bytes, token: int, until: float) -> None:
+        """A grant is this host's."""
+        self.valid = 0
+        self.map[128:144] = nonce
+        self.token, self.passes, self.since = token, 0, time.monotonic_ns()
+        self.until = int(until * 1e9)
+        self.valid = 1
+
+    def passes_on(self, lease: float) -> bool:
+        """Is there a grant that can be had without the store being asked, with what it guards?"""
+        left = self.until - time.monotonic_ns()
+        return bool(
+            self.valid and self._version != UNKNOWN and self.passes < MOST_PASSES and left > lease * 0.5e9
+        )
+
+    def may_stay(self, lease: float) -> bool:
+        """Can it be left for the next of this host?"""
+        return self.passes_on(lease) and time.monotonic_ns() - self.since < LONGEST_STAY * 1e9

@@ -1,0 +1,432 @@
+"""Locks that a Redis or Valkey server has, with their state: redis.lua says what is there, and what is done in one step.
+
+    redis://host:port/database?lease=10     rediss:// with TLS; lease in seconds
+    redis://user:password@host/0            user, password and whatever else redis-py takes in its URL go to that alone
+
+What the server forgets (it was restarted without persistence, or a replica without the last writes took its place)
+begins a new incarnation: who had a grant is refused, as its nonce is not there any more, and tokens go on from the
+server's clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from importlib.resources import files as resource_files
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from .. import native
+from ..errors import BackendError, IncompatibleError
+from ..process import at_fork
+from . import files, of_scheme
+from .base import Capabilities, Handle
+from .remote import far_mutex
+from .store import Ask, Bell, Change, Found, Granted, Known, Refused
+
+SCHEME = "redis"
+CAPABILITIES = Capabilities(
+    handoff_bound=0.5, wakes_without_polling=True, uninterruptible_entry=False, held_limit=native.HELD_LIMIT
+)
+LEASE = 10.0
+_SHORTEST, _LONGEST = 0.1, 3600.0
+_PORT = 6379
+_PATIENCE = 5.0
+"""For how long the server is waited for, seconds, or half of a lease that is shorter than twice that."""
+_REACHED_AGAIN = 0.2
+_HEALTHY = 10
+"""A connection that was silent for so long is asked whether it is there, seconds."""
+_RING_AGAIN = 0.005
+_MOST_NAME = 255
+
+
+def _client_library() -> Any:
+    try:
+        import redis
+    except ImportError:
+        raise IncompatibleError("redis: needs a client library: pip install 'coheld[redis]'") from None
+    return redis
+
+
+class Place:
+    """What a URL says.  where: the same without secrets, as messages and pickles have it.  url: for redis-py."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port or _PORT
+        except ValueError:
+            raise ValueError("the URL of a redis: backend must be redis://host:port/database") from None
+        database = parts.path.strip("/") or "0"
+        if not parts.hostname or not database.isdecimal():
+            raise ValueError("the URL of a redis: backend must be redis://host:port/database")
+        options = dict(parse_qsl(parts.query))
+        self.lease = _seconds(options.pop("lease", None))
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self.where = f"{parts.scheme}://{host}:{port}/{database}"
+        self.url = urlunsplit(parts._replace(query=urlencode(options)))
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        seconds = LEASE if text is None else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ValueError(f"lease must be {_SHORTEST:g} to {_LONGEST:g} seconds, not {text}")
+    return seconds
+
+
+class Resource:
+    """A lock of that name there, and the local one by which this host's processes agree first."""
+
+    scheme, named = SCHEME, True
+
+    def __init__(self, where: str, name: str, lease: float) -> None:
+        self.where, self.name, self.lease = where, name, lease
+        self.local = of_scheme(_local_scheme()).named(_local_name(where, name))
+        self.path: str = self.local.path
+
+    def attach(self) -> tuple[Any, int]:
+        segment, offset = self.local.attach()
+        return segment, int(offset)
+
+    def retire(self, segment: Any) -> None:
+        self.local.retire(segment)
+
+    def token(self, _offset: int) -> tuple[object, ...]:
+        return (self.where, self.name, self.lease)
+
+    def label(self, _offset: int) -> str:
+        return f"{self.name!r} at {self.where}"
+
+    def open_guard(self, segment: Any, offset: int) -> int:
+        return int(self.local.open_guard(segment, offset))
+
+    def guards(self, segment: Any, fd: int) -> bool:
+        return bool(self.local.guards(segment, fd))
+
+    def give_back(self, _offset: int) -> None:
+        """A named one stays."""
+
+    def store(self) -> Server:
+        return _server(self.where)
+
+
+def _local_scheme() -> str:
+    return "file" if native.missing else "shm"
+
+
+def _local_name(where: str, name: str) -> str:
+    whole = f"{where}/{name}"
+    if len(whole.encode()) <= _MOST_NAME:
+        return whole
+    return f"{where}/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+class Backend:
+    """What backend_of gives for a URL."""
+
+    scheme = SCHEME
+
+    def __init__(self, url: str) -> None:
+        self._place = Place(url)
+        with _process.guard:
+            _process.urls[self._place.where] = self._place.url
+        self.Mutex = Mutex
+
+    def named(self, name: str) -> Resource:
+        return Resource(self._place.where, name, self._place.lease)
+
+    existing = named
+
+    def anonymous(self) -> Handle:
+        """They live in this machine's memory."""
+        made: Handle = of_scheme(_local_scheme()).anonymous()
+        return made
+
+    def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
+        if name is not None:
+            raise IncompatibleError(
+                f"semaphore {name!r}: {self._place.where} has locks and their state; semaphores are local so far"
+            )
+        local: tuple[Handle, Handle] = of_scheme(_local_scheme()).semaphore(None)
+        return local
+
+
+at = Backend
+
+
+def resource(where: str, name: str, lease: float) -> Resource:
+    """What travelled as that token."""
+    return Resource(where, name, lease)
+
+
+Mutex: Any = far_mutex()
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+class _Process:
+    """What belongs to this process alone; connections are not a child's."""
+
+    def __init__(self) -> None:
+        self.urls: dict[str, str] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        self.guard = threading.RLock()
+        self.servers: dict[str, Server] = {}
+
+
+_process = _Process()
+at_fork(child=_process.begin)
+
+
+def _server(where: str) -> Server:
+    server = _process.servers.get(where)
+    if server is None:
+        with _process.guard:
+            if (server := _process.servers.get(where)) is None:
+                server = _process.servers[where] = Server(where, _url_of(where))
+    return server
+
+
+def _url_of(where: str) -> str:
+    """With its secrets, if this process has been told any."""
+    if (known := _process.urls.get(where)) is not None:
+        return known
+    if (default := os.environ.get("COHELD_BACKEND", "")).startswith(SCHEME):
+        place = Place(default)
+        if place.where == where:
+            return place.url
+    return where
+
+
+class Server:
+    """A Store."""
+
+    def __init__(self, where: str, url: str) -> None:
+        redis = _client_library()
+        self.where, self._errors = where, redis.exceptions
+        self._client = redis.Redis.from_url(
+            url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, health_check_interval=_HEALTHY
+        )
+        self._idle: deque[Any] = deque()  # connections that nobody uses now
+        self._script = resource_files(__package__).joinpath("redis.lua").read_bytes()
+        self._sha = hashlib.sha1(self._script).hexdigest()
+        self._id = os.urandom(9).hex()
+        self._guard = threading.Lock()
+        self._alarms: dict[bytes, threading.Event] = {}
+        self._bells: dict[bytes, Bell] = {}
+        self._listener: _Listener | None = None
+
+    # -- the five verbs ------------------------------------------------------------------------------------------------
+
+    def try_acquire(self, name: str, ask: Ask) -> Granted | Refused:
+        lease, known = int(ask.lease * 1e6), ask.known
+        answer = self._do(
+            *("acquire", name, ask.nonce, lease, ask.who, known.incarnation.rstrip(b"\0"), known.version),
+            *(self._id, int(ask.queue), os.urandom(8).hex()),
+        )
+        if not answer[0]:
+            return Refused(int(answer[1]) / 1e6, answer[2])
+        _, token, incarnation, version, payload, dead, created = answer
+        found = Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload)
+        return Granted(int(token) - _EPOCH, found, dead or b"", bool(created))
+
+    def release(self, name: str, change: Change) -> int | None:
+        state = b"" if change.payload is None else change.payload
+        lease = "" if change.keep is None else int(change.keep * 1e6)
+        version = self._do(
+            *("release", name, change.nonce, change.number, int(change.payload is not None), state, lease),
+            *(int(change.loud), int(change.recovered), int(change.created)),
+        )
+        return None if version is None else int(version)
+
+    def renew(self, name: str, nonce: bytes, lease: float) -> bool:
+        return bool(self._do("renew", name, nonce, int(lease * 1e6)))
+
+    def load(self, name: str, known: Known) -> Found:
+        incarnation, version, payload, holder, token = self._do(
+            "load", name, known.incarnation.rstrip(b"\0"), known.version
+        )
+        return Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload, holder, int(token) - _EPOCH)
+
+    def leave(self, name: str) -> None:
+        self._do("leave", name, self._id)
+
+    def watch(self, name: str, alarm: threading.Event) -> None:
+        with self._guard:
+            self._alarms[_key(name)] = alarm
+        self._listening().add(f"coheld:wake:{self._id}")
+
+    def listen(self, name: str, lock: Bell) -> None:
+        with self._guard:
+            self._bells[_key(name)] = lock
+        self._listening().add(f"coheld:news:{_key(name).decode()}")
+
+    def remove(self, name: str) -> None:
+        key = _key(name)
+        self._call(("DEL", key, key + b":waiting"), name)
+
+    # -- how -----------------------------------------------------------------------------------------------------------
+
+    def _do(self, verb: str, name: str, *args: Any) -> Any:
+        key = _key(name)
+        return self._call(("EVALSHA", self._sha, 2, key, key + b":waiting", verb, *args), name)
+
+    def _call(self, command: tuple[Any, ...], name: str) -> Any:
+        """Sent again, once, if the connection broke: one that was idle may have been closed long ago, and the script
+        does nothing twice."""
+        errors = self._errors
+        try:
+            try:
+                return self._send(command)
+            except errors.NoScriptError:
+                return self._send(("EVAL", self._script, *command[2:]))
+            except errors.TimeoutError:
+                raise
+            except (errors.ConnectionError, OSError):
+                self._idle.clear()
+                return self._send(command)
+        except errors.ResponseError as error:
+            self._refused(error, name)
+        except (errors.RedisError, OSError) as error:
+            raise BackendError(
+                f"{self.where} cannot be reached, or does not answer: {_plain(error)}; trying again may work",
+                resource=name or self.where,
+            ) from None
+
+    def _send(self, command: tuple[Any, ...]) -> Any:
+        """The way of redis-py's client, without what takes half of its time: a pool for each call, metrics, retries."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._client.connection_pool.make_connection()
+            connection.connect()
+        try:
+            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            answer = connection.read_response()
+        except self._errors.ResponseError:
+            self._idle.append(connection)
+            raise
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._idle.append(connection)
+        return answer
+
+    def _refused(self, error: Exception, name: str) -> NoReturn:
+        text = _plain(error)
+        if "WRONGTYPE" in text:
+            raise IncompatibleError(f"{self.where}: another program has what {name!r} needs: {text}", resource=name)
+        raise BackendError(f"{self.where} refuses: {text}; trying again does not help by itself", resource=name)
+
+    def _listening(self) -> _Listener:
+        with self._guard:
+            if self._listener is None or not self._listener.is_alive():
+                self._listener = _Listener(self)
+                self._listener.start()
+            return self._listener
+
+    def _wake(self, name: bytes) -> None:
+        """KEYS[1] of the lock; empty: something may have been missed."""
+        with self._guard:
+            alarms = [alarm for key, alarm in self._alarms.items() if not name or key == name]
+        for alarm in alarms:
+            alarm.set()
+
+    def _bells_of(self, name: bytes) -> list[Bell]:
+        with self._guard:
+            return [bell for key, bell in self._bells.items() if not name or key == name]
+
+
+_EPOCH = 1_704_067_200_000_000
+"""2024, microseconds: a token has 51 bits of them, and 12 for the passes of a cohort; that is good until 2095."""
+
+
+def _key(name: str) -> bytes:
+    return f"coheld:{{{quote(name, safe='/:-_. ')}}}".encode()
+
+
+def _plain(error: BaseException) -> str:
+    """What it says, in a line: redis-py names host and port, and no secrets."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class _Listener(threading.Thread):
+    """Hears what the server says to this process: one connection, for as long as the process lives.  It sleeps until
+    something is said; who wants another channel says that at the first one, which is this process's own."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(name="coheld news", daemon=True)
+        self._server, self._own = server, f"coheld:wake:{server._id}"
+        self._channels = {self._own: threading.Event()}
+        self._guard = threading.Lock()
+        self._late: set[bytes] = set()
+
+    def add(self, channel: str) -> None:
+        """Subscribe: when this returns, nothing that is said from now on is missed, but for what a cut connection loses.
+        Raises: BackendError: if the server cannot be reached."""
+        with self._guard:
+            ready = self._channels.setdefault(channel, threading.Event())
+        if ready.is_set():
+            return
+        self._server._call(("PUBLISH", self._own, b"-"), "")
+        if not ready.wait(_PATIENCE):
+            raise BackendError(
+                f"{self._server.where} cannot be reached, or does not answer; trying again may work",
+                resource=self._server.where,
+            )
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._hear()
+            except Exception as error:  # noqa: BLE001  # whatever it was, those who wait depend on this thread
+                self._lost(error)
+
+    def _hear(self) -> None:
+        channels = self._server._client.pubsub()
+        subscribed: set[str] = set()
+        try:
+            while True:
+                with self._guard:
+                    missing = set(self._channels) - subscribed
+                if missing:
+                    channels.subscribe(*missing)
+                    subscribed |= missing
+                message = channels.get_message(timeout=_RING_AGAIN if self._late else _HEALTHY)
+                if message is not None:
+                    self._heard(message)
+                if self._late:
+                    self._ring(self._late)
+        finally:
+            channels.close()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        name = message["channel"]
+        if message["type"] == "subscribe":
+            self._channels[name.decode()].set()
+        elif message["type"] == "message" and name.startswith(b"coheld:wake:"):
+            self._server._wake(message["data"])
+        elif message["type"] == "message":
+            self._ring({name.removeprefix(b"coheld:news:")})
+
+    def _ring(self, names: set[bytes]) -> None:
+        self._late = {name for name in names for bell in self._server._bells_of(name) if not bell.ring()}
+
+    def _lost(self, error: Exception) -> None:
+        """The connection is gone, and with it what was said meanwhile: all look again."""
+        logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, _plain(error))
+        for ready in list(self._channels.values()):
+            ready.clear()
+        self._server._wake(b"")
+        self._late = set(self._server._bells)
+        time.sleep(_REACHED_AGAIN)

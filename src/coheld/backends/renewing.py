@@ -1,0 +1,93 @@
+"""The thread of a process that renews its leases: one, while somebody here holds a lock of a store.
+
+It looks every sixth of the shortest lease, and renews what is older than a third of its own.  A store that cannot be
+reached is asked again at the next look, and said once; a lease whose time is over then is lost: others may have it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ..errors import CoheldError
+from ..process import at_fork
+
+if TYPE_CHECKING:
+    from .remote import Away, Grant
+
+_PATIENCE = 30.0
+"""For how long the thread stays though nobody holds anything, seconds."""
+
+
+class _Process:
+    """What belongs to this process alone."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.guard = threading.Lock()
+        self.held: dict[int, Away] = {}
+        self.running = False
+        self.wake = threading.Event()
+        self.tick = 0.0
+
+
+_process = _Process()
+at_fork(child=_process.begin)
+
+
+def while_held(away: Away) -> None:
+    """It is held from now on: its lease is renewed until it is not."""
+    process = _process
+    process.held[id(away)] = away
+    if not process.running or away.lease / 6 < process.tick:
+        _start(away.lease / 6)
+
+
+def _start(tick: float) -> None:
+    with _process.guard:
+        _process.tick = min(tick, _process.tick or tick)
+        if not _process.running:
+            threading.Thread(target=_run, args=(_process.held,), name="coheld leases", daemon=True).start()
+            _process.running = True
+        _process.wake.set()
+
+
+def _run(held: dict[int, Away]) -> None:
+    idle = time.monotonic()
+    while held is _process.held:
+        _process.wake.wait(_process.tick)
+        _process.wake.clear()
+        for key, away in list(held.items()):
+            grant = away.grant
+            if grant is None:
+                held.pop(key, None)
+            elif grant.lost is None:
+                _renew(away, grant)
+        if held:
+            idle = time.monotonic()
+        elif time.monotonic() - idle > _PATIENCE:
+            with _process.guard:
+                if not held:
+                    _process.running = False
+                    return
+
+
+def _renew(away: Away, grant: Grant) -> None:
+    begun = time.monotonic()
+    if grant.until - begun > away.lease * 2 / 3:
+        return
+    try:
+        kept = away.store.renew(away.name, grant.nonce, away.lease)
+    except CoheldError as error:
+        logging.getLogger("coheld").warning("%s: its lease could not be renewed: %s", away.name, error)
+        if grant.until <= time.monotonic() and away.grant is grant:
+            away.lose(grant, f"it could not be renewed: {error}")
+        return
+    if kept:
+        away.renewed(grant, begun + away.lease)
+    elif away.grant is grant:
+        away.lose(grant, "another has had it since")

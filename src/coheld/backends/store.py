@@ -1,0 +1,124 @@
+"""What a store on another host gives: five verbs over a resource, and the values that they take and return.
+
+    try_acquire     the lock, if it is free and it is the caller's turn; with it comes the state that it guards
+    release         the change and the lock go back in one step; or only the change, and the lease begins anew
+    renew           the lease begins anew
+    load            the state of the last commit, for who does not have the lock
+    watch           from now on who waits is told when it may be worth to try again
+
+Re-entry, threads, deadlines, guards, tasks and cohorts are not a store's: remote.py has them.  What a store promises is
+that one grant at a time is the last one, that its token is greater than all before, and that a change is made only by
+the last grant, as a whole, and once: release is asked again where the answer was lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+UNKNOWN = -1
+"""A version that no state has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A state by its number.  incarnation: of the store, or of the resource in it: what was wiped begins another."""
+
+    incarnation: bytes = b""
+    version: int = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The state of the last commit.  payload: None: it is the one that is known, or none was committed yet.  holder: who
+    has the lock, as it was told.  token: of the last grant."""
+
+    known: Known
+    payload: bytes | None
+    holder: bytes = b""
+    token: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """For a lock.  nonce: of the grant; one that is the last one still is granted again.  who: for others to see.  lease:
+    seconds.  known: the state that needs not be sent.  queue: a place among those who wait, if it is not free."""
+
+    nonce: bytes
+    who: bytes
+    lease: float
+    known: Known
+    queue: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The caller has it.  dead: who had it, and lost it without giving it back; empty: nobody, or that was put right
+    since.  created: the first state was made."""
+
+    token: int
+    found: Found
+    dead: bytes
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Another has it, or is in turn.  seconds: until it is worth to ask again, if nobody says anything before.  holder:
+    who has it, as it was told."""
+
+    seconds: float
+    holder: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the holder of that nonce does.  number: of the change, so that it is made once.  payload: the new state, or
+    None.  keep: seconds for which the lock stays, or None.  loud: who waits for the state hears of it.  recovered: what
+    the dead one left is put right.  created: the first state is made."""
+
+    nonce: bytes
+    number: bytes
+    payload: bytes | None
+    keep: float | None
+    loud: bool
+    recovered: bool
+    created: bool
+
+
+class Store(Protocol):
+    """Of one place, in this process.  All of it may block for as long as the place's time-outs say, and raises
+    BackendError."""
+
+    where: str
+    """As messages name it; no secrets."""
+
+    def try_acquire(self, name: str, ask: Ask) -> Granted | Refused: ...
+
+    def release(self, name: str, change: Change) -> int | None:
+        """The version of the state then; None: another has had the lock since, and nothing has changed."""
+
+    def renew(self, name: str, nonce: bytes, lease: float) -> bool:
+        """False: another has had it since."""
+
+    def load(self, name: str, known: Known) -> Found: ...
+
+    def watch(self, name: str, alarm: threading.Event) -> None:
+        """From now on it is set whenever it may be worth to try again; as long as somebody else keeps it."""
+
+    def leave(self, name: str) -> None:
+        """It waits no more."""
+
+    def listen(self, name: str, lock: Bell) -> None:
+        """From now on its ring() is called after each loud release, by any holder."""
+
+    def remove(self, name: str) -> None:
+        """All of it; by who has it."""
+
+
+class Bell(Protocol):
+    """Who wants to hear of changes."""
+
+    def ring(self) -> bool:
+        """By a thread of the store's. False: not now, ring again soon."""
