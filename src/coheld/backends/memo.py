@@ -3,7 +3,9 @@
 Only the owner of the local lock reads and writes it; who renews the lease does so under the guard of Away, while its
 process is that owner.  A word is written as a whole.  A death between two of them:
 
-    valid       goes down first and up last: with it down all else means nothing, and the next owner asks the store
+    valid       goes down first and up last: with it down there is no grant to pass on, and the next owner asks the store
+    asked       the nonce may be the store's last one, whatever became of who asked for it: the next owner asks with it
+                again, and need not wait for the end of a lease that nobody has
     version     UNKNOWN before the store is told of a change, and the number of it once the local state has it: in
                 between, the next owner has the state sent again
     passes      goes up before the body that has this number begins: no two owners have one token
@@ -45,8 +47,8 @@ class Memo:
     """It, mapped."""
 
     magic, boot, valid, token, passes = map(_Word, range(5))
-    until, since, created, recovers = map(_Word, range(5, 9))
-    _version = _Word(9)
+    until, since, created, recovers, asked = map(_Word, range(5, 10))
+    _version = _Word(10)
 
     def __init__(self, path: str) -> None:
         fd = files.open_or_create(path)
@@ -59,7 +61,7 @@ class Memo:
         self.words = memoryview(self.map).cast("q")
         boot = zlib.crc32(files.boot_id())
         if self.magic != _MAGIC or self.boot != boot:
-            self.valid = 0
+            self.valid = self.asked = 0
             self._version = UNKNOWN
             self.magic, self.boot = _MAGIC, boot
 
@@ -83,13 +85,25 @@ class Memo:
         """Nobody knows what the local state is a copy of."""
         self._version = UNKNOWN
 
-    def begin(self, nonce: bytes, token: int, until: float) -> None:
-        """A grant is this host's."""
+    def ask(self) -> bytes:
+        """The nonce to ask with."""
         self.valid = 0
-        self.map[128:144] = nonce
+        if not self.asked:
+            self.map[128:144] = os.urandom(16)
+            self.asked = 1
+        return self.nonce
+
+    def begin(self, token: int, until: float) -> None:
+        """What was asked for is this host's."""
         self.token, self.passes, self.since = token, 0, time.monotonic_ns()
         self.until = int(until * 1e9)
         self.valid = 1
+
+    def end(self, known: bool) -> None:
+        """It is not, any more; known: the store knows that as well."""
+        self.valid = 0
+        if known:
+            self.asked = 0
 
     def passes_on(self, lease: float) -> bool:
         """Is there a grant that can be had without the store being asked, with what it guards?"""

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from importlib.resources import files as resource_files
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -26,7 +27,7 @@ from ..process import at_fork
 from . import files, of_scheme
 from .base import Capabilities, Handle
 from .remote import far_mutex
-from .store import Ask, Bell, Change, Found, Granted, Known, Refused
+from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
 
 SCHEME = "redis"
 CAPABILITIES = Capabilities(
@@ -137,17 +138,20 @@ class Backend:
         self._place = Place(url)
         with _process.guard:
             _process.urls[self._place.where] = self._place.url
-        self.Mutex = Mutex
+        self.CAPABILITIES, self.Mutex = CAPABILITIES, Mutex
 
     def named(self, name: str) -> Resource:
         return Resource(self._place.where, name, self._place.lease)
 
     existing = named
 
+    def close(self) -> None:
+        """Of this process: connections, and the thread that hears news."""
+        _process.close()
+
     def anonymous(self) -> Handle:
         """They live in this machine's memory."""
-        made: Handle = of_scheme(_local_scheme()).anonymous()
-        return made
+        return anonymous()
 
     def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
         if name is not None:
@@ -159,6 +163,12 @@ class Backend:
 
 
 at = Backend
+
+
+def anonymous() -> Handle:
+    """A deep copy of one has a lock of its own, without a name: on this machine."""
+    made: Handle = of_scheme(_local_scheme()).anonymous()
+    return made
 
 
 def resource(where: str, name: str, lease: float) -> Resource:
@@ -182,6 +192,14 @@ class _Process:
     def begin(self) -> None:
         self.guard = threading.RLock()
         self.servers: dict[str, Server] = {}
+
+
+    def close(self) -> None:
+        """Nothing is asked of a server any more; who asks again, is connected anew."""
+        with self.guard:
+            servers, self.servers = list(self.servers.values()), {}
+        for server in servers:
+            server.close()
 
 
 _process = _Process()
@@ -222,7 +240,7 @@ class Server:
         self._sha = hashlib.sha1(self._script).hexdigest()
         self._id = os.urandom(9).hex()
         self._guard = threading.Lock()
-        self._alarms: dict[bytes, threading.Event] = {}
+        self._alarms: dict[bytes, Alarm] = {}
         self._bells: dict[bytes, Bell] = {}
         self._listener: _Listener | None = None
 
@@ -261,7 +279,7 @@ class Server:
     def leave(self, name: str) -> None:
         self._do("leave", name, self._id)
 
-    def watch(self, name: str, alarm: threading.Event) -> None:
+    def watch(self, name: str, alarm: Alarm) -> None:
         with self._guard:
             self._alarms[_key(name)] = alarm
         self._listening().add(f"coheld:wake:{self._id}")
@@ -276,6 +294,15 @@ class Server:
         self._call(("DEL", key, key + b":waiting"), name)
 
     # -- how -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        with self._guard:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.end()
+        while self._idle:
+            self._idle.pop().disconnect()
+        self._client.close()
 
     def _do(self, verb: str, name: str, *args: Any) -> Any:
         key = _key(name)
@@ -308,7 +335,8 @@ class Server:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = self._client.connection_pool.make_connection()
+            pool = self._client.connection_pool
+            connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         try:
             connection.send_packed_command(connection.pack_command(*command), check_health=False)
@@ -370,6 +398,14 @@ class _Listener(threading.Thread):
         self._channels = {self._own: threading.Event()}
         self._guard = threading.Lock()
         self._late: set[bytes] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """Blocks until it has."""
+        self._ended = True
+        with suppress(BackendError):
+            self._server._call(("PUBLISH", self._own, b"-"), "")
+        self.join(_PATIENCE)
 
     def add(self, channel: str) -> None:
         """Subscribe: when this returns, nothing that is said from now on is missed, but for what a cut connection loses.
@@ -386,7 +422,7 @@ class _Listener(threading.Thread):
             )
 
     def run(self) -> None:
-        while True:
+        while not self._ended:
             try:
                 self._hear()
             except Exception as error:  # noqa: BLE001  # whatever it was, those who wait depend on this thread
@@ -396,7 +432,7 @@ class _Listener(threading.Thread):
         channels = self._server._client.pubsub()
         subscribed: set[str] = set()
         try:
-            while True:
+            while not self._ended:
                 with self._guard:
                     missing = set(self._channels) - subscribed
                 if missing:

@@ -42,7 +42,7 @@ from ..process import at_fork
 from ..waiting import FOREVER, left, patience
 from . import renewing, waiters
 from .memo import Memo
-from .store import Ask, Change, Found, Granted, Known, Refused, Store
+from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store
 from .tasking import current_task
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Away:
     def begin(self) -> None:
         """In this process nobody has it."""
         self.guard = threading.RLock()
-        self.alarm = threading.Event()
+        self.alarm = Alarm()
         self.grant: Grant | None = None
         self.memo: Memo | None = None
         self.segment: Any = None
@@ -145,37 +145,36 @@ class Away:
         return self.memo
 
     def _ask(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
-        nonce = memo.nonce if memo.valid else os.urandom(16)
-        look, queue, who = waiters.Patience(self.lock, False).look, self.watched, self._who()
-        asked = queued = False
+        nonce, look = memo.ask(), waiters.Patience(self.lock, False).look
+        queue, queued, who = self.watched, False, self._who()
         try:
             while True:
                 self.alarm.clear()
                 begun = time.monotonic()
-                asked = True
                 answer = self.store.try_acquire(self.name, Ask(nonce, who, self.lease, memo.known, queue))
                 if isinstance(answer, Granted):
                     self._granted(memo, nonce, answer, begun + self.lease)
                     return True
-                asked, queued, nonce = False, queue, os.urandom(16)  # the former, if there was one, is lost
-                memo.valid = 0
-                self.elsewhere = answer.holder
+                queued, self.elsewhere = queue, answer.holder
                 if left(deadline) <= 0 or (stop is not None and stop[0]):
                     self._stay_no_longer(queued)
                     return False
-                if not queue:
+                if queued:
+                    look()
+                    self._sleep(answer, deadline, stop)
+                else:
                     self._watch()
                     queue = True
-                    continue
-                look()
-                self._sleep(answer, deadline, stop)
         except BaseException:
-            self._take_back(nonce if asked else None, queued)
+            self.forget(False)
+            self._stay_no_longer(queued)
+            with suppress(BackendError):  # it may have been given in vain
+                self.store.release(self.name, Change(nonce, os.urandom(8), None, None, False, False, False))
             raise
 
     def _sleep(self, answer: Refused, deadline: float, stop: bytearray | None) -> None:
         seconds = min(answer.seconds, left(deadline), _SLICE if stop is not None else FOREVER)
-        self.alarm.wait(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+        self.alarm.wait(seconds)
 
     def _watch(self) -> None:
         self.store.watch(self.name, self.alarm)
@@ -186,15 +185,8 @@ class Away:
             with suppress(BackendError):
                 self.store.leave(self.name)
 
-    def _take_back(self, nonce: bytes | None, queued: bool) -> None:
-        """What was asked for may have been given in vain."""
-        with suppress(BackendError):
-            if nonce is not None:
-                self.store.release(self.name, Change(nonce, os.urandom(8), None, None, False, False, False))
-        self._stay_no_longer(queued)
-
     def _granted(self, memo: Memo, nonce: bytes, answer: Granted, until: float) -> None:
-        memo.begin(nonce, answer.token, until)
+        memo.begin(answer.token, until)
         memo.created, memo.recovers, self.dead = int(answer.created), int(bool(answer.dead)), answer.dead
         if not answer.created:
             self.lock._flag(native.CREATED, False)  # of a store that was wiped since
@@ -268,7 +260,7 @@ class Away:
             if change.created:
                 memo.created = 1
             if keep is None:
-                memo.valid = 0
+                memo.end(known=True)
                 self.grant = None
             else:
                 grant.until = begun + self.lease
@@ -302,9 +294,9 @@ class Away:
                 self._finish()  # the last commit stands, and the lock goes back
                 raise
             self._finish()
-        except BaseException:
+        except BaseException as error:
             lock._discard()
-            self.forget()
+            self.forget(isinstance(error, LeaseLostError))
             raise
         finally:
             self.parting = None
@@ -334,14 +326,13 @@ class Away:
         self.lock._discard()
         with suppress(CoheldError):
             self.part(False)
-        self.forget()
 
-    def forget(self) -> None:
-        """Whatever comes, this owner's grant is over."""
+    def forget(self, known: bool) -> None:
+        """Whatever comes, this owner's grant is over; known: to the store as well."""
         with self.guard:
             self.grant, self.pending = None, None
             if self.memo is not None:
-                self.memo.valid = 0
+                self.memo.end(known)
 
     def lose(self, grant: Grant, why: str) -> LeaseLostError:
         """It is known that it is lost; who wants to hear of it does, once."""
@@ -353,7 +344,7 @@ class Away:
         with self.guard:
             first, grant.lost = grant.lost is None, grant.lost or error
             if self.memo is not None and self.grant is grant:
-                self.memo.valid = 0
+                self.memo.end(known=True)
         for call in list(self.when_lost) if first else []:
             call(grant.lost)
         return grant.lost

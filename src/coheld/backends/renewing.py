@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CoheldError
 from ..process import at_fork
+from .store import Alarm
 
 if TYPE_CHECKING:
     from .remote import Away, Grant
@@ -31,8 +32,10 @@ class _Process:
         self.guard = threading.Lock()
         self.held: dict[int, Away] = {}
         self.running = False
-        self.wake = threading.Event()
+        self.wake = Alarm()
         self.tick = 0.0
+        self.thread: threading.Thread | None = None
+        self.ends = False
 
 
 _process = _Process()
@@ -47,20 +50,31 @@ def while_held(away: Away) -> None:
         _start(away.lease / 6)
 
 
+def end() -> None:
+    """Nobody holds anything any more; blocks until the thread has ended."""
+    process, thread = _process, _process.thread
+    process.held.clear()
+    process.ends = True
+    process.wake.set()
+    if thread is not None:
+        thread.join()
+    process.begin()
+
+
 def _start(tick: float) -> None:
     with _process.guard:
         _process.tick = min(tick, _process.tick or tick)
         if not _process.running:
-            threading.Thread(target=_run, args=(_process.held,), name="coheld leases", daemon=True).start()
-            _process.running = True
+            thread = threading.Thread(target=_run, args=(_process.held,), name="coheld leases", daemon=True)
+            thread.start()
+            _process.thread, _process.running = thread, True
         _process.wake.set()
 
 
 def _run(held: dict[int, Away]) -> None:
     idle = time.monotonic()
-    while held is _process.held:
+    while held is _process.held and not _process.ends:
         _process.wake.wait(_process.tick)
-        _process.wake.clear()
         for key, away in list(held.items()):
             grant = away.grant
             if grant is None:

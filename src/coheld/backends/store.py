@@ -13,7 +13,9 @@ the last grant, as a whole, and once: release is asked again where the answer wa
 
 from __future__ import annotations
 
+import _thread
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +89,25 @@ class Change:
     created: bool
 
 
+class Alarm:
+    """What who waits sleeps on: as threading.Event, but in one step each, so that no interrupt leaves it half done."""
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def clear(self) -> None:
+        self._lock.acquire(blocking=False)
+
+    def wait(self, seconds: float) -> None:
+        """Until it is set, which it is no more then, or for so long. Handlers of signals run."""
+        self._lock.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+
 class Store(Protocol):
     """Of one place, in this process.  All of it may block for as long as the place's time-outs say, and raises
     BackendError."""
@@ -104,7 +125,7 @@ class Store(Protocol):
 
     def load(self, name: str, known: Known) -> Found: ...
 
-    def watch(self, name: str, alarm: threading.Event) -> None:
+    def watch(self, name: str, alarm: Alarm) -> None:
         """From now on it is set whenever it may be worth to try again; as long as somebody else keeps it."""
 
     def leave(self, name: str) -> None:

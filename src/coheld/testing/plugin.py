@@ -4,6 +4,7 @@ import platform
 import random
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import coheld
 from coheld import mutex, native
 from coheld._version import __version__
-from coheld.backends import default, file
+from coheld.backends import backend_of, default, file
 from coheld.testing.support import delays, effort, hygiene, seeds
 from coheld.testing.support.watchdog import Watchdog
 
@@ -73,16 +74,22 @@ def coheld_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("COHELD_DIR", str(directory))
         for backend in backends():
             monkeypatch.setattr(backend._process, "arena", None)  # the next anonymous lock lands in this directory
-        with hygiene.nothing_left():
+        with hygiene.nothing_left(), _in_a_store(monkeypatch):
             yield directory
 
 
-@pytest.fixture(autouse=True)
-def anonymous_locks_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a store is asked for (COHELD_BACKEND), those without a name are put there as well, by one that nobody else
-    has: else most of the contract would be asked of this machine's memory."""
-    if ":" in default() and default().partition(":")[0] not in ("shm", "file"):
-        monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda: mutex.named(f"anonymous-{uuid.uuid4()}"))
+@contextmanager
+def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where a store is asked for (COHELD_BACKEND), locks without a name are put there as well, by one that nobody else
+    has: else most of the contract would be asked of this machine's memory.  Threads and connections end with the test."""
+    if default().partition(":")[0] in ("shm", "file"):
+        yield
+        return
+    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda: mutex.named(f"anonymous-{uuid.uuid4()}"))
+    yield
+    renewing = import_module("coheld.backends.renewing")
+    renewing.end()
+    backend_of(None).close()
 
 
 @pytest.fixture(autouse=True)
