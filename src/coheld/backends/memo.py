@@ -4,8 +4,8 @@ Only the owner of the local lock reads and writes it; who renews the lease does 
 process is that owner.  A word is written as a whole.  A death between two of them:
 
     valid       goes down first and up last: with it down there is no grant to pass on, and the next owner asks the store
-    asked       the nonce may be the store's last one, whatever became of who asked for it: the next owner asks with it
-                again, and need not wait for the end of a lease that nobody has
+    asked       the nonce may be the store's last one, and who asked for it was killed: the next owner asks with it again,
+                and need not wait for the end of a lease that nobody has
     version     UNKNOWN before the store is told of a change, and the number of it once the local state has it: in
                 between, the next owner has the state sent again
     passes      goes up before the body that has this number begins: no two owners have one token
@@ -99,11 +99,9 @@ class Memo:
         self.until = int(until * 1e9)
         self.valid = 1
 
-    def end(self, known: bool) -> None:
-        """It is not, any more; known: the store knows that as well."""
-        self.valid = 0
-        if known:
-            self.asked = 0
+    def end(self) -> None:
+        """It is not, any more."""
+        self.valid = self.asked = 0
 
     def passes_on(self, lease: float) -> bool:
         """Is there a grant that can be had without the store being asked, with what it guards?"""

@@ -145,10 +145,6 @@ class Backend:
 
     existing = named
 
-    def close(self) -> None:
-        """Of this process: connections, and the thread that hears news."""
-        _process.close()
-
     def anonymous(self) -> Handle:
         """They live in this machine's memory."""
         return anonymous()

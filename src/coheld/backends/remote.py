@@ -166,10 +166,8 @@ class Away:
                     self._watch()
                     queue = True
         except BaseException:
-            self.forget(False)
+            self.drop(nonce)
             self._stay_no_longer(queued)
-            with suppress(BackendError):  # it may have been given in vain
-                self.store.release(self.name, Change(nonce, os.urandom(8), None, None, False, False, False))
             raise
 
     def _sleep(self, answer: Refused, deadline: float, stop: bytearray | None) -> None:
@@ -260,7 +258,7 @@ class Away:
             if change.created:
                 memo.created = 1
             if keep is None:
-                memo.end(known=True)
+                memo.end()
                 self.grant = None
             else:
                 grant.until = begun + self.lease
@@ -294,9 +292,13 @@ class Away:
                 self._finish()  # the last commit stands, and the lock goes back
                 raise
             self._finish()
-        except BaseException as error:
+        except LeaseLostError:
             lock._discard()
-            self.forget(isinstance(error, LeaseLostError))
+            self.forget()
+            raise
+        except BaseException:
+            lock._discard()
+            self.drop(self.grant.nonce if self.grant is not None else b"")
             raise
         finally:
             self.parting = None
@@ -327,12 +329,18 @@ class Away:
         with suppress(CoheldError):
             self.part(False)
 
-    def forget(self, known: bool) -> None:
-        """Whatever comes, this owner's grant is over; known: to the store as well."""
+    def drop(self, nonce: bytes) -> None:
+        """The store may believe that it is ours still; empty: it does not."""
+        self.forget()
+        if nonce:
+            renewing.give_back(self, nonce)
+
+    def forget(self) -> None:
+        """This owner's grant is over, and the store knows that, or is told."""
         with self.guard:
             self.grant, self.pending = None, None
             if self.memo is not None:
-                self.memo.end(known)
+                self.memo.end()
 
     def lose(self, grant: Grant, why: str) -> LeaseLostError:
         """It is known that it is lost; who wants to hear of it does, once."""
@@ -344,7 +352,7 @@ class Away:
         with self.guard:
             first, grant.lost = grant.lost is None, grant.lost or error
             if self.memo is not None and self.grant is grant:
-                self.memo.end(known=True)
+                self.memo.end()
         for call in list(self.when_lost) if first else []:
             call(grant.lost)
         return grant.lost

@@ -1,4 +1,5 @@
-"""The thread of a process that renews its leases: one, while somebody here holds a lock of a store.
+"""The thread of a process that renews its leases, and gives back what nobody has any more: one, while somebody here
+holds a lock of a store.
 
 It looks every sixth of the shortest lease, and renews what is older than a third of its own.  A store that cannot be
 reached is asked again at the next look, and said once; a lease whose time is over then is lost: others may have it.
@@ -7,13 +8,15 @@ reached is asked again at the next look, and said once; a lease whose time is ov
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import CoheldError
 from ..process import at_fork
-from .store import Alarm
+from .store import Alarm, Change
 
 if TYPE_CHECKING:
     from .remote import Away, Grant
@@ -31,6 +34,7 @@ class _Process:
     def begin(self) -> None:
         self.guard = threading.Lock()
         self.held: dict[int, Away] = {}
+        self.orphans: deque[tuple[Away, bytes, float]] = deque()
         self.running = False
         self.wake = Alarm()
         self.tick = 0.0
@@ -48,6 +52,13 @@ def while_held(away: Away) -> None:
     process.held[id(away)] = away
     if not process.running or away.lease / 6 < process.tick:
         _start(away.lease / 6)
+
+
+def give_back(away: Away, nonce: bytes) -> None:
+    """By who was interrupted in the middle: the store may have given it, and nobody knows; it is asked to take it back,
+    by a thread that nothing interrupts."""
+    _process.orphans.append((away, nonce, time.monotonic() + away.lease))
+    _start(away.lease / 6)
 
 
 def end() -> None:
@@ -75,19 +86,30 @@ def _run(held: dict[int, Away]) -> None:
     idle = time.monotonic()
     while held is _process.held and not _process.ends:
         _process.wake.wait(_process.tick)
+        _give_back()
         for key, away in list(held.items()):
             grant = away.grant
             if grant is None:
                 held.pop(key, None)
             elif grant.lost is None:
                 _renew(away, grant)
-        if held:
+        if held or _process.orphans:
             idle = time.monotonic()
         elif time.monotonic() - idle > _PATIENCE:
             with _process.guard:
-                if not held:
+                if not held and not _process.orphans:
                     _process.running = False
                     return
+
+
+def _give_back() -> None:
+    for _ in range(len(_process.orphans)):
+        away, nonce, until = _process.orphans.popleft()
+        try:
+            away.store.release(away.name, Change(nonce, os.urandom(8), None, None, False, False, False))
+        except CoheldError:
+            if time.monotonic() < until:
+                _process.orphans.append((away, nonce, until))
 
 
 def _renew(away: Away, grant: Grant) -> None:

@@ -14,7 +14,7 @@ import pytest
 import coheld
 from coheld import mutex, native
 from coheld._version import __version__
-from coheld.backends import backend_of, default, file
+from coheld.backends import default, file
 from coheld.testing.support import delays, effort, hygiene, seeds
 from coheld.testing.support.watchdog import Watchdog
 
@@ -87,9 +87,8 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return
     monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda: mutex.named(f"anonymous-{uuid.uuid4()}"))
     yield
-    renewing = import_module("coheld.backends.renewing")
-    renewing.end()
-    backend_of(None).close()
+    import_module("coheld.backends.renewing").end()
+    import_module("coheld.backends.redis")._process.close()
 
 
 @pytest.fixture(autouse=True)
