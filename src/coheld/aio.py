@@ -193,9 +193,11 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     counts, gate = semaphore._counts, semaphore._gate_lock
     if tasking.current_task() is None:
         gate._no_task()
-    if (not patient or counts._idle()) and counts._try() is None:
+    if not patient:
+        return await _attempt(semaphore, deadline) is None
+    if counts._idle() and counts._try() is None:
         return True
-    if not patient or not await _take(gate, semaphore, b"", deadline):
+    if not await _take(gate, semaphore, b"", deadline):
         return False
     try:
         taken: bool = await serve(semaphore._steps(deadline), semaphore._lock)
@@ -208,6 +210,14 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
         raise
     gate._task_give()
     return taken
+
+
+async def _attempt(semaphore: Any, deadline: float) -> int | None:
+    """See waiting.Attempt."""
+    found: int | None = semaphore._counts._try()
+    if found is False:
+        found = await lookout.attempt(semaphore, monotonic() + waiting.moments(deadline))
+    return found
 
 
 async def serve(steps: waiting.Steps[T], lock: Any) -> T:
@@ -225,9 +235,11 @@ async def serve(steps: waiting.Steps[T], lock: Any) -> T:
             act = partial(steps.throw, error)
 
 
-async def _come_of(step: waiting.Step, lock: Any) -> bool:
+async def _come_of(step: waiting.Step, lock: Any) -> Any:
     if isinstance(step, waiting.Sleep):
         return await lookout.news(lock, step.epoch, step.deadline, step.method)
+    if isinstance(step, waiting.Attempt):
+        return await _attempt(step.semaphore, step.deadline)
     cancelled = None
     while True:
         try:

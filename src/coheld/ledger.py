@@ -20,8 +20,6 @@ from .state import shared
 
 _SLICE = 0.05
 """How long who waits sleeps at most before it looks whether those who hold leases live, seconds."""
-MOMENTS = 0.1
-"""For how long to wait for the ledger at least, which all have for moments, seconds."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Ledger(Lockable):
         del self.leases[key]
         return True
 
-    @Lockable.locked(timeout=MOMENTS)
+    @Lockable.locked(timeout=waiting.MOMENTS)
     def forget(self, numbers: Collection[int]) -> None:
         """Nothing of the requests is left. Raises: LockTimeout: if who has the ledger does not go on."""
         self.keep(lambda one: one.number not in numbers)
@@ -127,7 +125,7 @@ class Ledger(Lockable):
             yield waiting.Sleep(lock._suspend(not queued), min(deadline, monotonic() + _SLICE))
             queued = True
             nested = depth > 1  # a signal's handler waits: the call that it came in goes on with the ledger
-            again = waiting.FOREVER if nested else monotonic() + moments(deadline)
+            again = waiting.FOREVER if nested else monotonic() + waiting.moments(deadline)
             if not (yield waiting.Take(self, method, depth, again, keep=nested)):
                 raise LockTimeout
         return key
@@ -239,8 +237,3 @@ class _Lost:
 lost = _Lost()
 at_fork(child=lost.begin)
 tasking.when_closed.append(lost.note_waits)
-
-
-def moments(deadline: float) -> float:
-    """How long to wait for the ledger, which everybody has for moments only, by who tries once, too; seconds."""
-    return max(waiting.left(deadline), MOMENTS)

@@ -26,6 +26,8 @@ T = TypeVar("T")
 FOREVER = math.inf
 _AGES = 9e9  # seconds; 285 years and more are for ever, and no clock can count them in nanoseconds
 _FIRST_NAP, LONGEST_NAP = 0.0002, 0.005
+MOMENTS = 0.1
+"""For how long to wait at least, by who tries once, too, for what everybody has for moments only, seconds."""
 _MISSING: Any = object()
 
 
@@ -79,6 +81,11 @@ def left(deadline: float) -> float:
     return deadline - monotonic()
 
 
+def moments(deadline: float) -> float:
+    """How long who has until that deadline waits for what everybody has for moments only, seconds."""
+    return max(left(deadline), MOMENTS)
+
+
 class NotSo(Exception):
     """The deadline has passed, and it does not hold.  Internal: whoever called says it in his own words."""
 
@@ -111,8 +118,21 @@ class Take:
         return lock._resume(self.obj, self.method, self.levels, self.deadline, self.keep)
 
 
-Step = Sleep | Take
-Steps = Generator[Step, bool, T]
+@dataclass(frozen=True)
+class Attempt:
+    """To take a permit of a semaphore, until that deadline.  Answered with None: this process has one more; the epoch
+    that the next release moves on: none was free; or False: another has kept the register for longer than moments."""
+
+    semaphore: Any
+    deadline: float
+
+    def block(self, _lock: Mutex) -> int | None:
+        found: int | None = self.semaphore._permits._try(moments(self.deadline))
+        return found
+
+
+Step = Sleep | Take | Attempt
+Steps = Generator[Step, Any, T]
 
 
 def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, keep: bool) -> Steps[T]:

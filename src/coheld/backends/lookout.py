@@ -331,7 +331,7 @@ class _Locks(_Lookout):
                 if turn is not None:
                     turn.hide()  # first: nobody who waits for a lock owns it
                     turn.granted = self._entrusted_to(turn)
-                    kept = not reads
+                    kept = turn.granted is True
                     turn.waits = False
                     self.turns.popleft()
                     self.count(-1)
@@ -352,6 +352,21 @@ class _Locks(_Lookout):
             how.leave()
         elif how:
             turn.lock._task_give()
+
+
+class _Attempts(_Locks):
+    """Waits for the lock of a semaphore's register, and takes a permit of that in a turn's stead, if one is free: no
+    task ever has that lock, as who gives a permit back in the loop would wait for it."""
+
+    what_for = waiters.FOR_PERMIT
+
+    def _entrusted_to(self, turn: Turn) -> Any:
+        return (turn.key._counts._try(),)
+
+    def refuse(self, turn: Turn) -> None:
+        how, turn.granted = turn.granted, False
+        if how == (None,):
+            turn.key._give_soon()
 
 
 class _News(_Lookout):
@@ -392,6 +407,7 @@ class _Process:
         self.guard = threading.Lock()
         self.locks: weakref.WeakKeyDictionary[Handle, _Locks] = weakref.WeakKeyDictionary()
         self.news: weakref.WeakKeyDictionary[Handle, _News] = weakref.WeakKeyDictionary()
+        self.attempts: weakref.WeakKeyDictionary[Handle, _Attempts] = weakref.WeakKeyDictionary()
 
     def become_child(self) -> None:
         for lock in list(self.locks):
@@ -409,6 +425,16 @@ async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False
     with _process.guard:
         lookout = _process.locks.get(lock) or _process.locks.setdefault(lock, _Locks(lock))
     return await lookout.wait(method, method, deadline, reads, keep)
+
+
+async def attempt(semaphore: Any, deadline: float) -> int | None:
+    """What an attempt to take a permit comes to, for the running task, once the lock is to be had; see waiting.py."""
+    lock = semaphore._lock
+    with _process.guard:
+        lookout = _process.attempts.get(lock) or _process.attempts.setdefault(lock, _Attempts(lock))
+    granted = await lookout.wait(semaphore, b"", deadline)
+    found: int | None = granted[0] if granted else False
+    return found
 
 
 async def news(lock: Handle, epoch: int, deadline: float, method: str) -> bool:
