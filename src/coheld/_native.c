@@ -24,6 +24,7 @@ typedef struct {
     PyObject *mutex_base;      /* the C type */
     PyObject *view_type;
     PyObject *register_type;
+    PyObject *in_task_type;
     PyTypeObject *mutex_type;  /* its subclass in backends/shm.py, whose calls go the short way */
     PyTypeObject *handle_type; /* the base of what a locked call accepts: locks of other backends are called by name */
     PyObject *not_initialized; /* function(obj): raises */
@@ -798,6 +799,7 @@ static int module_exec(PyObject *module) {
         && (state->mutex_base = PyType_FromModuleAndSpec(module, &mutex_spec, NULL))
         && (state->view_type = PyType_FromModuleAndSpec(module, &view_spec, NULL))
         && (state->register_type = PyType_FromModuleAndSpec(module, &register_spec, NULL))
+        && (state->in_task_type = PyType_FromModuleAndSpec(module, &in_task_spec, NULL))
         && (field = PyType_FromModuleAndSpec(module, &field_spec, NULL))
         && (base = PyType_FromModuleAndSpec(module, &base_spec, NULL))
         && (semaphore = PyType_FromModuleAndSpec(module, &semaphore_spec, NULL))
@@ -827,6 +829,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->mutex_base);
     Py_VISIT(state->view_type);
     Py_VISIT(state->register_type);
+    Py_VISIT(state->in_task_type);
     Py_VISIT(state->mutex_type);
     Py_VISIT(state->handle_type);
     Py_VISIT(state->not_initialized);
@@ -840,6 +843,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->mutex_base);
     Py_CLEAR(state->view_type);
     Py_CLEAR(state->register_type);
+    Py_CLEAR(state->in_task_type);
     Py_CLEAR(state->mutex_type);
     Py_CLEAR(state->handle_type);
     Py_CLEAR(state->not_initialized);

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from . import native, observing, waiting
 from .backends import lookout, tasking
@@ -119,20 +120,21 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
             finally:
                 lock._task_give()
         readers = tasking.reading.setdefault(lock, tasking.Readers())
-        ins = readers.setdefault(task, [])
-        ins.append(how)
         try:
+            readers.setdefault(task, WeakSet()).add(how)
             return await fn(self, *args, **kwargs)
         finally:
-            tasking.count_out(ins)  # first, and whatever comes: readers knows no task any more that is collected
-            if not ins:
-                readers.pop(task, None)
+            how.leave()  # first, and whatever comes: readers knows no task any more that is collected
+            if (ins := readers.get(task)) is not None:
+                ins.discard(how)
+                if not ins:
+                    readers.pop(task, None)
 
     return functools.update_wrapper(call, fn)
 
 
 async def _read(lock: Any, obj: object, method: bytes, deadline: float) -> Any:
-    """The register by which the running task is in, or the lock, if it owns that; None: not by the deadline."""
+    """How the running task is in, or the lock, if it owns that; None: not by the deadline."""
     if lock._mine() and lock.task is None:
         lock._stuck()
     how = lock._read(obj, method, lock._task_reads())
