@@ -635,7 +635,7 @@ static PyMethodDef mutex_methods[] = {
     {"_commit", (PyCFunction)mutex_py_commit, METH_NOARGS, "_commit(): the owner's changes become the last commit."},
     {"_discard", (PyCFunction)mutex_py_discard, METH_NOARGS, "_discard(): the owner's changes are dropped."},
     {"_suspend", (PyCFunction)mutex_suspend, METH_O, "_suspend(loud) -> epoch: the owner gives all levels back."},
-    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline) -> has somebody released since?"},
+    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, until, method, timed) -> news."},
     {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline, keep) -> got."},
     {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method, patient) -> got, for the running task."},
     {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},

@@ -147,7 +147,7 @@ static inline int permits_give_quickly(const Semaphore *s, uint32_t count) {
 /* ==== 2. Wait ==== */
 
 /* In the gate: a permit by the deadline.  1; 0; -1: raised. */
-static int permit_await(Semaphore *s, uint64_t deadline) {
+static int permit_await(Semaphore *s, uint64_t deadline, Patience *p) {
     Waiter w = {0};
     uint32_t epoch = 0;
     for (;;) {
@@ -159,17 +159,18 @@ static int permit_await(Semaphore *s, uint64_t deadline) {
         Py_BEGIN_ALLOW_THREADS
         guard_sleep(c, &w, epoch, until < deadline ? until : deadline);
         Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals()) return -1;
+        if (PyErr_CheckSignals() || look_why(s->mutex, p)) return -1;
         if (UNLIKELY(!me.tid)) find_myself();
     }
 }
 
 static int permit_wait(Semaphore *s, uint64_t timeout, uint64_t deadline) {
+    Patience p = begin_patience(0, 0); /* here: in the queue for the gate nothing is said, see base.py */
     int rc = mutex_acquire_or_stop(s->gate, NULL, &no_label, timeout, NULL, 0);
     if (rc <= 0) return rc;
     Outer outer;
     rc = wait_begins(s->mutex, FOR_PERMIT | (timeout == FOREVER ? 0 : TIMED), &no_label, &outer);
-    if (!rc) rc = permit_await(s, deadline);
+    if (!rc) rc = permit_await(s, deadline, &p);
     wait_withdraw(&outer);
     Cell *c = cell_of(s->gate);
     if (still_mine(c)) cell_release(c); /* else a signal's handler has forked, and this is the child */

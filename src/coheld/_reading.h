@@ -88,7 +88,7 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
     Register *r = mutex_register(self);
     if (!r) return -1;
     Table *t = r->table;
-    Patience p = begin_patience(0);
+    Patience p = begin_patience(stop != NULL, 0);
     Outer outer = {0};
     int rc = 0, listed = stop != NULL;
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* behind the lock, before the counts */

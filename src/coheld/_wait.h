@@ -64,8 +64,9 @@ typedef struct {
     int told;
 } Patience;
 
-static Patience begin_patience(int searches) {
-    uint64_t now = clock_ns(CLOCK_MONOTONIC), first = LOAD(&tell_after);
+/* quiet: who waits in another's stead, which says it itself. */
+static Patience begin_patience(int quiet, int searches) {
+    uint64_t now = clock_ns(CLOCK_MONOTONIC), first = quiet ? FOREVER : LOAD(&tell_after);
     if (searches && first > EXAMINE_AFTER) first = EXAMINE_AFTER;
     return (Patience){.begun = now, .next = first == FOREVER ? FOREVER : now + first, .searches = searches};
 }
@@ -145,7 +146,7 @@ static int mutex_wait(Mutex *self, Cell *c, uint64_t deadline, const char *stop,
     char keeps = me.keeps, waits = me.waits;
     me.keeps = 0; /* an inner wait, of a handler, is another one */
     uint32_t kind = FOR_LOCK | (deadline == FOREVER ? 0 : TIMED) | (keeps ? KEEPS : 0);
-    Patience p = begin_patience(!stop && kind == FOR_LOCK);
+    Patience p = begin_patience(stop != NULL, !stop && kind == FOR_LOCK);
     int rc = wait_begins(self, kind, method, &outer);
     me.waits = 1;
     if (!rc) rc = wait_for_lock(self, c, deadline, stop, &p, &outer, &w, dead);

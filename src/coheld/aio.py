@@ -199,10 +199,11 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
         return await _attempt(semaphore, deadline) is None
     if counts._idle() and counts._try() is None:
         return True
+    patience = semaphore._patience()
     if not await _take(gate, semaphore, b"", deadline):
         return False
     try:
-        taken: bool = await serve(semaphore._steps(deadline), semaphore._lock)
+        taken: bool = await serve(semaphore._steps(deadline, patience), semaphore._lock)
     except GeneratorExit:
         with suppress(NotOwnerError):  # the task may have been found gone before
             gate._task_give()
@@ -239,7 +240,7 @@ async def serve(steps: waiting.Steps[T], lock: Any) -> T:
 
 async def _come_of(step: waiting.Step, lock: Any) -> Any:
     if isinstance(step, waiting.Sleep):
-        return await lookout.news(lock, step.epoch, step.deadline, step.method)
+        return await lookout.news(lock, step.epoch, step.until, step.timed, step.method)
     if isinstance(step, waiting.Attempt):
         return await _attempt(step.semaphore, step.deadline)
     cancelled = None

@@ -264,10 +264,9 @@ class Lease(Generic[R]):
 
     def _not_got(self) -> LockTimeout:
         ledger, label = self._pool._ledger, native.lock_of(self._pool._ledger).label
-        holders = sorted({one.pid for key, one in snapshot(ledger).leases.items() if key in self._keys})
-        who = ", ".join(f"process {pid}" for pid in holders[:5]) or "others, who have just given them back"
         return LockTimeout(
-            f"pool {label}: none of {len(self._keys)} resources was free for {self._seconds:g} s; they are with {who}",
+            f"pool {label}: none of {len(self._keys)} resources was free for {self._seconds:g} s; they are with "
+            f"{ledger.lessees(self._keys)}",
             resource=label,
             waited=self._seconds,
         )

@@ -124,19 +124,24 @@ class Semaphore(native.SemaphoreBase):
         """By the owner of the mutex."""
         self._lock._open_register(self._value)
 
-    def _steps(self, deadline: float) -> waiting.Steps[bool]:
+    def _patience(self) -> waiting.Patience:
+        """Of one who begins to wait; in the queue for the gate he says nothing, as who has that has no permit."""
+        return waiting.telling(self._lock, self._lock._why_not)
+
+    def _steps(self, deadline: float, patience: waiting.Patience) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
         while (epoch := (yield waiting.Attempt(self, deadline))) is not None:
             if monotonic() >= deadline:
                 return False
+            patience.look()
             if epoch is not False:
-                yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE))
+                yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)
         return True
 
     def _take(self, seconds: float) -> bool:
         """By the half in C, where this is not native: a permit within that time?"""
         self._check_initialized()
-        taken: bool = self._counts.take(seconds, self._steps)
+        taken: bool = self._counts.take(seconds, self._steps, self._patience)
         return taken
 
     def _give(self, count: int, seconds: float = waiting.FOREVER) -> bool:

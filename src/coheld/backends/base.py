@@ -219,10 +219,10 @@ class Handle(Monitor, Tasking, _Half):
         again = seconds + waiters.SEARCH_AGAIN if searches else FOREVER
         return min(again, TOLD_AFTER) if seconds < TOLD_AFTER else again
 
-    def _waits_long(self, seconds: float) -> None:
-        """By who waits for it, once."""
+    def _waits_long(self, seconds: float, why: str = "") -> None:
+        """By who waits for it, once; why: for what more than the lock."""
         logging.getLogger("coheld").warning(
-            "%s: waited for %.3g s so far; %s; coheld ps shows more", self.label, seconds, self._why_not()
+            "%s: waited for %.3g s so far; %s; coheld ps shows more", self.label, seconds, why or self._why_not()
         )
 
     def _recover(self, obj: object) -> None:
@@ -266,7 +266,10 @@ class Handle(Monitor, Tasking, _Half):
 
     def _why_not(self) -> str:
         """Who has it, or what else is in the way."""
-        if readers := self._readers():
+        if self.readers is not None and self.readers.head.value:
+            if not self.readers.free():
+                return f"all permits are with {self._readers()}"
+        elif readers := self._readers():
             return f"read by {readers}"
         if owner := self.owner():
             return f"held by {owner}"
@@ -308,6 +311,9 @@ class Gatekeeping(Handle if TYPE_CHECKING else object):  # type: ignore[misc]  #
     """Of the lock that the one who waits for a permit of a semaphore holds: a backend's Gate is this and its Mutex."""
 
     __slots__ = ()
+
+    def _waits_long(self, _seconds: float, _why: str = "") -> None:
+        """Who is next says who has the permits, and for how long it has waited in all: see Semaphore._patience."""
 
     def _owner_died(self, _record: tuple[int, int, int, str]) -> None:
         """It has waited, and no work of it is half done."""

@@ -21,7 +21,7 @@ from ..errors import NotOwnerError
 from ..native import READERS
 from ..observing import observed
 from ..process import at_fork
-from ..waiting import left, naps
+from ..waiting import FOREVER, left, naps
 from . import beside, claims, waiters
 from .record import Cell
 from .tally import Tally
@@ -280,12 +280,17 @@ class Shared(_Half):
         if stop is not None:
             return self._look_on(deadline, stop)
         method, look_on = self._record()[2][3], partial(self._look_on, deadline, stop)
-        return waiters.listed(self, waiters.FOR_READERS, method, deadline, look_on)
+        kind = waiters.kind_of(waiters.FOR_READERS, deadline < FOREVER, False)
+        return waiters.listed(self, kind, method, look_on)
 
     def _look_on(self, deadline: float, stop: bytearray | None) -> bool:
         register = self.readers
         assert register is not None
-        who, cell, patience = claims.this_caller().who, self._place(), waiters.Patience(self, False)
+        who, cell, patience = (
+            claims.this_caller().who,
+            self._place(),
+            waiters.begin_patience(self, stop is not None, False),
+        )
         try:
             for nap in naps():
                 if not register.busy():

@@ -51,15 +51,16 @@ class Permits:
             if self._mutex._mine():
                 self._mutex.release()
 
-    def take(self, seconds: float, steps: Any) -> bool:
-        """By a thread: a permit within that time? steps: of who has the gate, until a deadline."""
+    def take(self, seconds: float, steps: Any, patience: Any) -> bool:
+        """By a thread: a permit within that time? steps: of who has the gate, until a deadline, with that patience."""
         deadline = waiting.FOREVER if seconds == waiting.FOREVER else monotonic() + seconds
         if (not seconds or self._idle()) and self._try(waiting.moments(deadline)) is None:
             return True
+        begun = patience()
         if not seconds or not self._gate.acquire(timeout=None if seconds == waiting.FOREVER else seconds):
             return False
         try:
-            return bool(waiting.run(steps(deadline), self._mutex))
+            return bool(waiting.run(steps(deadline, begun), self._mutex))
         finally:
             self._gate.release()
 

@@ -31,7 +31,7 @@ from .. import observing
 from ..errors import TooManyLocksError
 from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
-from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
+from ..waiting import FOREVER, LONGEST_NAP, Patience, left, naps, patience
 from . import claims, waiters
 from .base import Handle, Resource
 from .called import Shared
@@ -380,12 +380,12 @@ class Polled(Stateful, Shared, Handle):
         if (claim := self._try()) is not None:
             return claim
         if stop is not None:
-            return self._try_on(deadline, stop, waiters.Patience(self, False))
-        patience = waiters.Patience(self, deadline == FOREVER and not keep)
+            return self._try_on(deadline, stop, waiters.begin_patience(self, True, False))
+        patience = waiters.begin_patience(self, False, deadline == FOREVER and not keep)
         try_on = partial(self._try_on, deadline, stop, patience)
-        return waiters.listed(self, waiters.FOR_LOCK, method, deadline, try_on, keep)
+        return waiters.listed(self, waiters.kind_of(waiters.FOR_LOCK, deadline < FOREVER, keep), method, try_on)
 
-    def _try_on(self, deadline: float, stop: bytearray | None, patience: waiters.Patience) -> claims.Claim | None:
+    def _try_on(self, deadline: float, stop: bytearray | None, patience: Patience) -> claims.Claim | None:
         since, enrolled = time.monotonic_ns(), self._place()
         claim = None
         try:

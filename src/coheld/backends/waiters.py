@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from .. import native
 from ..errors import CoheldError
 from ..process import at_fork, command_of, start_of, thread_name
-from ..waiting import FOREVER, TOLD_AFTER
+from ..waiting import FOREVER, TOLD_AFTER, Patience
 from . import files, leaving
 
 if TYPE_CHECKING:
@@ -223,20 +223,11 @@ class Place:
             self.table.free.append(self.slot)
 
 
-class Patience:
-    """Of one wait.  searches: for a cycle of waits that it is part of."""
-
-    def __init__(self, lock: Handle, searches: bool) -> None:
-        self._lock, self._searches, self._told = lock, searches, False
-        self._begun = time.monotonic()
-        self._next = min(TOLD_AFTER, SEARCH_AFTER if searches else FOREVER)
-
-    def look(self) -> None:
-        """Called again and again.  Raises: DeadlockError."""
-        waited = time.monotonic() - self._begun
-        if waited >= self._next:
-            self._next = self._lock._waits_on(waited, self._told, self._searches)
-            self._told = waited >= TOLD_AFTER
+def begin_patience(lock: Handle, quiet: bool, searches: bool) -> Patience:
+    """Of a thread that waits.  quiet: in another's stead, which says it itself.  searches: for a cycle of waits that it
+    is part of."""
+    first = FOREVER if quiet else min(TOLD_AFTER, SEARCH_AFTER if searches else FOREVER)
+    return Patience(lambda waited, told: lock._waits_on(waited, told, searches), first)
 
 
 class _Process:
@@ -315,12 +306,11 @@ def _sit(mine: Place | None, table: _Table | None) -> None:
     _process.local.place, _process.local.table = mine, table
 
 
-def listed(lock: Any, what_for: int, method: str, deadline: float, wait: Callable[[], T], keep: bool = False) -> T:
+def listed(lock: Any, kind: int, method: str, wait: Callable[[], T]) -> T:
     """What wait() returns; the calling thread waits meanwhile, and the table says so.  Not a moment longer, also where
     a signal's handler raises in the middle of this: who is shown as one that waits, and does not, is taken for a part
     of a cycle."""
-    mine, kind = of_this_thread(), kind_of(what_for, deadline, keep)
-    before = None
+    mine, before = of_this_thread(), None
     try:
         try:
             if mine is not None:
@@ -340,8 +330,8 @@ def _identity_of(path: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def kind_of(what_for: int, deadline: float, keep: bool) -> int:
-    return what_for | (0 if deadline == FOREVER else TIMED) | (KEEPS if keep else 0)
+def kind_of(what_for: int, timed: bool, keep: bool) -> int:
+    return what_for | (TIMED if timed else 0) | (KEEPS if keep else 0)
 
 
 def cell_of(lock: Any) -> Cell:
