@@ -176,6 +176,7 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float, keep: bo
         lock._reads_itself(True)
     begun = monotonic()
     if not await lookout.turn(lock, method, deadline, keep=keep):
+        observing.timed_out(lock)
         return False
     try:
         if lock.flags & native.RECOVERING:

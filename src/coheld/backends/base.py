@@ -294,6 +294,10 @@ class Handle(Monitor, Tasking, _Half):
         """By a new owner, where somebody observes."""
         observing.taken(self, obj, waited, tried)
 
+    def _tell_timed_out(self) -> None:
+        """By who has waited in vain, where somebody observes."""
+        observing.timed_out(self)
+
     def _tell_given(self) -> None:
         """By who has given it back, where that was told."""
         observing.given(self)

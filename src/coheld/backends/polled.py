@@ -263,6 +263,8 @@ class Polled(Stateful, Shared, Handle):
         if waits and not got:
             begun = time.monotonic()
             got = self._take_untold(obj, method, timeout, keep=keep)
+            if not got:
+                self._tell_timed_out()
         claim = self._hold()
         if not got or claim is None or claim.depth > 1:
             return got
