@@ -116,7 +116,7 @@ class Ledger(Lockable):
         """
         lock, queued = native.lock_of(self), False
         depth, _, (_, _, _, method) = lock._record()
-        patience = waiting.telling(lock, lambda: f"what would do is with {self.lessees(request.keys)}")
+        patience: waiting.Patience | None = None
         while (key := self.take(request)) is None:
             self.bury()
             if (key := self.take(request)) is not None:
@@ -130,6 +130,7 @@ class Ledger(Lockable):
                 lock._commit()
             epoch = lock._suspend(not queued)
             queued = True
+            patience = patience or waiting.telling(lock, lambda: f"what would do is with {self.lessees(request.keys)}")
             patience.look()
             yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)
             nested = depth > 1  # a signal's handler waits: the call that it came in goes on with the ledger

@@ -176,7 +176,7 @@ def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep:
     Raises: NotSo: if the deadline passes.
     """
     depth, _, (_, _, _, method) = lock._record()
-    patience = telling(lock, lambda: f"it is not yet so; {lock._why_not() if lock.owner() else 'nobody holds it'}")
+    patience: Patience | None = None
     first = keep  # who waits inside of a call may have changed something; who waits before it has not
     while not (value := holds()):
         if monotonic() >= deadline:
@@ -184,6 +184,7 @@ def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep:
         take = Take(obj, method, depth, FOREVER if keep else deadline, keep)
         try:
             epoch = lock._suspend(first)
+            patience = patience or telling(lock, partial(_not_yet, lock))
             patience.look()
             while not (yield Sleep(epoch, min(deadline, patience.until), deadline < FOREVER, method)):
                 if left(deadline) <= 0:
@@ -200,6 +201,11 @@ def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep:
             raise NotSo
         first = False
     return value
+
+
+def _not_yet(lock: Any) -> str:
+    """Why a wait for what others bring about goes on, as messages say it."""
+    return f"it is not yet so; {lock._why_not() if lock.owner() else 'nobody holds it'}"
 
 
 def _taken_back(lock: Mutex, take: Take, error: BaseException) -> Steps[None]:

@@ -575,7 +575,9 @@ def test_the_loop_goes_on_where_one_was_stopped_in_the_register() -> None:
             waiters = [asyncio.create_task(aio.acquire(semaphore)) for _ in range(3)]  # type: ignore[arg-type]
             waits = await turns_meanwhile(asyncio.sleep(waiting.MOMENTS))
             gives = await turns_meanwhile(give_and_go_on(semaphore))
-            assert min(tries, waits, gives) > alone / 4, (alone, tries, waits, gives)
+            again = await turns_meanwhile(asyncio.sleep(waiting.MOMENTS))
+            few = min(alone, again) / 8  # whoever blocks the loop leaves it one or two; others may want the processor
+            assert min(tries, waits, gives) > min(few, 3), (alone, again, tries, waits, gives)
             waiters.pop(0).cancel()
             assert not any(waiter.done() for waiter in waiters)
         assert all(await asyncio.gather(*waiters))
