@@ -173,7 +173,7 @@ static __thread struct {
     uint32_t tid;  /* 0: not asked for yet */
     uint32_t held; /* robust locks that this thread holds here */
     void *slot;    /* in the table of waiters, see _table.h; NULL: it has none (yet) */
-    char slotless; /* and gets none */
+    char known;    /* it has asked for one, and where it has none gets none */
     char keeps;    /* its next wait is of one that must have the lock, whatever comes */
     char waits;    /* for a lock: what it takes meanwhile, a signal's handler does */
 } me __attribute__((tls_model("initial-exec")));

@@ -64,7 +64,7 @@ static int entrust_openly(State *state, Mutex *self) {
     PyObject *task = LOAD(&c->owner.depth) == 1 && cell_mine(c) ? current_task(state) : NULL;
     if (!task) return 1;
     int made = mutex_entrust(self, c, task, me.tid) ? call_hook(self, "_entrusted", task) : -1;
-    if (made < 0 && mutex_release(self) == -1) PyErr_Clear();
+    if (made < 0) mutex_release(self); /* a child that a handler has forked does not hold it */
     Py_DECREF(task);
     return made < 0 ? -1 : 1;
 }

@@ -14,6 +14,7 @@
 #include "_segment.h"
 #include "_state.h"
 #include "_register.h"
+#include "_table.h"
 
 /* ==== 2. Module state and small helpers ==== */
 
@@ -219,6 +220,10 @@ typedef struct {
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
     Register *readers;    /* of the cell; NULL: not opened yet.  Atomic; one that is replaced is never freed */
     PyObject *task;       /* weak reference to the owning task, or to the last; under the handle's critical section */
+    Slot *seat;           /* in the table, for the name of the owning task, or of the last; NULL: there is none.  By the owner
+                             only, as the next two are */
+    PyObject *place;      /* keeps the seat */
+    uint32_t seated;      /* 1 + the process's generation when it asked for the seat; 0: never */
     char queued;          /* tasks of this process wait for it in a queue.  Under the guard of that, see lookout.py */
     uint64_t task_nonce;  /* of the same.  Atomic */
     uint64_t step_thread, step; /* this thread, in this version of its context, was seen to run that task.  Atomic */
@@ -296,6 +301,7 @@ static void mutex_dealloc(Mutex *self) {
     Py_XDECREF(self->segment);
     Py_XDECREF(self->resource);
     Py_XDECREF(self->task);
+    Py_XDECREF(self->place);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -319,8 +325,17 @@ static int still_mine(Cell *c) {
     return cell_mine(c);
 }
 
-#include "_task.h"
+/* The calling thread's first acquire: others are to know its name, so it gets a slot in the table, if there is one to be
+ * had.  Nothing is held or waited for yet.  0; -1: a signal's handler has raised meanwhile. */
+static int __attribute__((noinline)) introduce_myself(Mutex *self) {
+    if (!me.tid) find_myself();
+    me.known = 1; /* first: the hook may take locks, and is not asked again */
+    if (call_hook(self, "_enlist", NULL) >= 0) return 0;
+    me.known = 0;
+    return -1;
+}
 
+#include "_task.h"
 #include "_wait.h"
 
 static Label label_of(const char *text, Py_ssize_t size) {
@@ -412,7 +427,10 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
             if (call_hook(self, "_attach", NULL) < 0) return -1;
             continue;
         }
-        if (UNLIKELY(!me.tid)) find_myself();
+        if (UNLIKELY(!me.known)) { /* who is known has found itself, too */
+            if (introduce_myself(self)) return -1;
+            continue; /* a handler may have forked, and this be the child */
+        }
         if (cell_mine(c)) {
             rc = cell_again(c);
             return rc ? call_hook(self, "_too_deep", NULL) : 1;
@@ -640,6 +658,7 @@ static PyMethodDef mutex_methods[] = {
     {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},
     {"_task_deepen", (PyCFunction)mutex_task_deepen, METH_O, "_task_deepen(levels): the running task has so many more."},
     {"_wait_turn", (PyCFunction)mutex_wait_turn, METH_VARARGS, "_wait_turn(stop, reads) -> got, by a thread for a task."},
+    {"_sit", (PyCFunction)mutex_sit, METH_VARARGS, "_sit(memory, offset, place): its owning tasks' seat in the table."},
     {"_entrust", (PyCFunction)mutex_py_entrust, METH_VARARGS, "_entrust(task, tid, method): what the thread has is its."},
     {"_nudge", (PyCFunction)mutex_nudge, METH_NOARGS, "_nudge(): all that wait look again."},
     {"_read", (PyCFunction)mutex_py_read, METH_VARARGS, "_read(obj, method, again) -> how a task is in, or None."},

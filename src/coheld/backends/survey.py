@@ -77,7 +77,7 @@ def survey(directory: str) -> Iterator[Resource]:
     waits: dict[waiters.Cell, list[Waiter]] = {}
     for wait in sorted(waiters.all_waits(directory), key=lambda wait: wait.since):
         waits.setdefault(wait.cell, []).append(wait.told())
-    entries = sorted(_listed(directory))
+    entries, names = sorted(_listed(directory)), waiters.Names(directory)
     registers = _registers(entries)
     for entry in entries:
         path = os.path.join(directory, entry)
@@ -85,9 +85,9 @@ def survey(directory: str) -> Iterator[Resource]:
             chunks = _listed(path)
             beside_chunks = _registers(chunks)
             for chunk in filter(_CHUNK.match, chunks):
-                yield from _in_file(os.path.join(path, chunk), beside_chunks.get(chunk, ()), waits)
+                yield from _in_file(os.path.join(path, chunk), beside_chunks.get(chunk, ()), waits, names)
         elif entry.startswith(("name-", "arena-")) and "~" not in entry:
-            yield from _in_file(path, registers.get(entry, ()), waits)
+            yield from _in_file(path, registers.get(entry, ()), waits, names)
 
 
 def _listed(directory: str) -> list[str]:
@@ -107,7 +107,9 @@ def _registers(entries: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _in_file(path: str, beside_it: Collection[str], waits: dict[waiters.Cell, list[Waiter]]) -> Iterator[Resource]:
+def _in_file(
+    path: str, beside_it: Collection[str], waits: dict[waiters.Cell, list[Waiter]], names: waiters.Names
+) -> Iterator[Resource]:
     """beside_it: the cells of it that have a register."""
     with suppress(OSError, ValueError, struct.error):
         raw, inode = _read(path)
@@ -121,7 +123,8 @@ def _in_file(path: str, beside_it: Collection[str], waits: dict[waiters.Cell, li
                 register = beside.path_of(path, offset, inode) if str(offset) in beside_it else None
                 cells = [(inode, offset), *(_gates(path, inode) if header.kind == files.SEMAPHORE else ())]
                 waiting = [waiter for cell in cells for waiter in waits.get(cell, ())]
-                yield _resource(header, path, offset, found, register, waiting)
+                holder = None if found[0] is None else names.tell(found[0], (inode, offset))
+                yield _resource(header, path, offset, (holder, *found[1:]), register, waiting)
 
 
 def _gates(path: str, inode: int) -> Iterator[waiters.Cell]:
