@@ -154,7 +154,7 @@ typedef struct {
     uint64_t task_who;
     uint64_t task_nonce;
     uint64_t task_address; /* in its process: which of the waiting tasks there it is */
-    uint32_t reserved_too;
+    uint32_t class_number; /* of an anonymous lock: where its class stands in the header's page, see backends/classes.py */
     uint32_t task_futex;
     Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
     uint64_t reserved_last;

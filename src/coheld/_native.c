@@ -249,11 +249,12 @@ static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
     return 0;
 }
 
-/* Mutex(resource, segment=None, offset=0) */
+/* Mutex(resource, segment=None, offset=0, class_number=0): that number, if there is one, is written into a cell of one's own. */
 static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     PyObject *resource, *segment = Py_None;
     Py_ssize_t offset = 0;
-    if (!PyArg_ParseTuple(args, "O|On:Mutex", &resource, &segment, &offset)) return NULL;
+    unsigned class_number = 0;
+    if (!PyArg_ParseTuple(args, "O|OnI:Mutex", &resource, &segment, &offset, &class_number)) return NULL;
     PyObject *module = PyType_GetModuleByDef(type, &module_def);
     State *state = module ? PyModule_GetState(module) : NULL;
     Mutex *self = state ? (Mutex *)type->tp_alloc(type, 0) : NULL;
@@ -264,8 +265,10 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     if (segment == Py_None) return (PyObject *)self;
     if (!PyObject_TypeCheck(segment, (PyTypeObject *)state->segment_type))
         PyErr_SetString(PyExc_TypeError, "segment must be a Segment");
-    else if (!mutex_bind_cell(self, (Segment *)segment, (size_t)offset))
+    else if (!mutex_bind_cell(self, (Segment *)segment, (size_t)offset)) {
+        if (class_number) STORE(&self->cell->class_number, class_number);
         return (PyObject *)self;
+    }
     Py_DECREF(self);
     return NULL;
 }

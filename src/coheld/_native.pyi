@@ -38,7 +38,9 @@ class LockableBase:
 
 class Mutex:
     shared: bool
-    def __new__(cls, resource: object, segment: Segment | None = None, offset: int = 0, /) -> Self: ...
+    def __new__(
+        cls, resource: object, segment: Segment | None = None, offset: int = 0, class_number: int = 0, /
+    ) -> Self: ...
     @property
     def flags(self) -> int: ...
     @property

@@ -3,7 +3,7 @@
 A backend is a module with a scheme (``shm:``), and has
 
     Mutex               its Handle: takes and gives back, knows owner, flags and counters
-    anonymous()         a new Mutex that others reach by fork, spawn or pickle
+    anonymous(cls)      a new Mutex that others reach by fork, spawn or pickle; cls is for display
     named(name)         the resource of that name, as this process finds it
     resource(*token)    the resource that a pickled Mutex travels as
     CAPABILITIES        what it can give that others cannot
