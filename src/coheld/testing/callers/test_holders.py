@@ -214,3 +214,14 @@ def test_a_task_takes_it_after_its_file_was_made_anew(monkeypatch: pytest.Monkey
             one.release()
 
     asyncio.run(main())
+
+
+SEVERAL = [lambda: coheld.Semaphore(2), lambda: coheld.Pool(["a", "b"])]
+
+
+@pytest.mark.parametrize("make", SEVERAL, ids=["semaphore", "pool"])
+@pytest.mark.parametrize("ask", [coheld.holder, coheld.statistics, coheld.waiters], ids=lambda ask: ask.__name__)
+def test_what_several_hold_has_no_holder(ask: Any, make: Any) -> None:
+    several = make()
+    with pytest.raises(TypeError, match=rf"{type(several).__name__} is held by .* free\(\) .* coheld.resources\(\)"):
+        ask(several)
