@@ -76,7 +76,13 @@ at_fork(child=_process.begin)
 
 
 def start(observer: Observer) -> None:
-    """The observer is told of every lock of this process from now on; once, however often it is started."""
+    """The observer is told of every lock of this process from now on; once, however often it is started.
+
+    Raises: TypeError: if it has no methods acquired and released.
+    """
+    for method in ("acquired", "released"):
+        if not callable(getattr(observer, method, None)):
+            raise TypeError(f"{type(observer).__name__} is no observer: it has no method {method}")
     with _process.guard:
         _tell_these([*(one for one in _process.observers if one is not observer), observer])
 

@@ -3,7 +3,7 @@
 A backend is a module with a scheme (``shm:``), and has
 
     Mutex               its Handle: takes and gives back, knows owner, flags and counters
-    anonymous()         a new Mutex that others reach by fork, spawn or pickle
+    anonymous(cls)      a new Mutex that others reach by fork, spawn or pickle; cls is for display
     named(name)         the resource of that name, as this process finds it
     resource(*token)    the resource that a pickled Mutex travels as
     CAPABILITIES        what it can give that others cannot
@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from .. import native, observing
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
-from ..process import at_fork
+from ..process import at_fork, thread_name
 from ..waiting import FOREVER, TOLD_AFTER
 from . import files, leaving, of_scheme, waiters
 from .monitor import Monitor
@@ -98,11 +98,16 @@ class Handle(Monitor, Tasking, _Half):
 
     def owner(self) -> Owner | None:
         """Who holds the lock now, or None; a look without a lock, so it may be a moment old. Never blocks."""
-        depth, since, who = self._record()
-        if not depth:
+        if (owner := self._owner()) is None:
             return None
-        task = self.task
-        return Owner(*who, since / 1e9, depth, self._task_address(), task.get_name() if task is not None else "")
+        if (task := self.task) is not None:
+            return replace(owner, thread=thread_name(owner.pid, owner.tid), task=task.get_name())
+        return waiters.Names(files.directory_here()).tell(owner, waiters.cell_of(self))
+
+    def _owner(self) -> Owner | None:
+        """The same in short, without names."""
+        depth, since, who = self._record()
+        return Owner(*who, since / 1e9, depth, self._task_address()) if depth else None
 
     def dead(self) -> Owner:
         """Whose death ``__recover__`` has to look at; meant while RECOVERING is up."""
@@ -207,8 +212,14 @@ class Handle(Monitor, Tasking, _Half):
         observing.recovered(self)
 
     def _enlist(self) -> None:
-        """By a thread that waits for the first time: it has a place in the table of waiters from now on, or none."""
+        """By a thread that takes a lock for the first time: it has a place in the table of waiters from now on, and its
+        name is there; or none."""
         waiters.of_this_thread()
+
+    def _take_seat(self) -> None:
+        """By the owner, for a task: there is a seat from now on for the names of the tasks that own it, or none."""
+        if (place := waiters.seat()) is not None:
+            self._sit(place.table.map, place.slot, place)
 
     def _waits_on(self, seconds: float, told: bool, searches: bool) -> float:
         """By who has waited for so long: how long that will have been when it asks again.  Raises: DeadlockError."""

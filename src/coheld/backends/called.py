@@ -113,6 +113,8 @@ class Shared(_Half):
         _owners: dict[int, claims.Claim]
         _sleepers: deque[Any]
         _cell: Cell | None
+        _seat: waiters.Place | None
+        _named: tuple[Any, Any]
 
         def _place(self) -> Cell: ...
         def _release(self, claim: claims.Claim) -> None: ...
@@ -205,7 +207,19 @@ class Shared(_Half):
         del claim.held[self]
         claim.mark, claim.held, claim.task = caller.mark, caller.held, caller.task
         caller.held[self] = claim
+        self._name_task(caller, tid)
         claim.cell.write_owner((*caller.who[:2], tid), method, caller.address)
+
+    def _name_task(self, caller: claims.Caller, tid: int) -> None:
+        """By the owner, before the record says that a task has it: others find its name."""
+        cell = self._place()
+        if (task := caller.task and caller.task()) is None or self._named == (caller.mark, cell):
+            return
+        if self._seat is None:
+            self._seat = waiters.seat()
+        if self._seat is not None:
+            self._seat.seat_task(waiters.cell_of(self), task, tid)
+            self._named = caller.mark, cell
 
     def _nudge(self) -> None:
         """All of this process that wait look again."""

@@ -68,7 +68,9 @@ class Polled(Stateful, Shared, Handle):
         "_check",
         "_copies",
         "_forks",
+        "_named",
         "_owners",
+        "_seat",
         "_sleepers",
         "queued",
         "readers",
@@ -91,6 +93,8 @@ class Polled(Stateful, Shared, Handle):
         self._owners: dict[int, claims.Claim] = {}
         self._sleepers: deque[Any] = deque()
         self._watchers: deque[Any] = deque()
+        self._seat: waiters.Place | None = None
+        self._named: tuple[Any, Any] = None, None  # whose name is on the seat, and for which cell
 
     def bind(self, segment: Any, offset: int, /) -> None:
         """This cell from now on. Raises: ValueError: if none is there."""
@@ -443,6 +447,7 @@ class Polled(Stateful, Shared, Handle):
         try:
             dead = _inherit(cell) if cell.depth else None
             caller = claims.this_caller()
+            self._name_task(caller, caller.who[2])
             cell.write_owner(caller.who, method.encode(errors="replace"), caller.address)
             cell.since = time.monotonic_ns()
             cell.acquisitions += 1
