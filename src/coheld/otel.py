@@ -145,7 +145,7 @@ class _Recorder:
     def queues(self, _options: CallbackOptions) -> Iterable[Observation]:
         """Who has the gate waits, and whoever waits for the gate."""
         gates = (lock for lock in _named(files.SEMAPHORE) if isinstance(lock, Gatekeeping))
-        return self.seen(gates, lambda gate: gate._counters()[3] + (gate.owner() is not None))
+        return self.seen(gates, _before)
 
     def seen(self, locks: Iterable[Handle], count: Callable[[Handle], int]) -> Iterable[Observation]:
         from opentelemetry.metrics import Observation
@@ -160,18 +160,23 @@ class _Recorder:
     def known(self) -> Iterator[Handle]:
         """The named locks that this process has now, and the anonymous ones that it has held."""
         held = (lock for reference in self.keys.keyrefs() if (lock := reference()) is not None and lock.attached)
-        locks = {*held, *_named(files.NAMED)}
+        locks = {*held, *(lock for lock in _named(files.NAMED) if lock.attached)}
         return (lock for lock in locks if getattr(lock.resource, "kind", None) != files.SEMAPHORE)
 
 
 def _named(kind: int) -> Iterator[Handle]:
     """Those that this process has now."""
-    return (lock for lock in handles() if getattr(lock.resource, "kind", None) == kind and lock.attached)
+    return (lock for lock in handles() if getattr(lock.resource, "kind", None) == kind)
 
 
 def _inside(lock: Handle) -> int:
     """Reading calls, or permits, by its register."""
     return sum(count for _, _, count in lock.readers.living())
+
+
+def _before(gate: Handle) -> int:
+    """Who waits for a permit, by the gate: one that this process has not looked for yet has nobody of it."""
+    return gate._counters()[3] + (gate.owner() is not None) if gate.attached else 0
 
 
 _ANONYMOUS = "anonymous"
