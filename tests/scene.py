@@ -18,10 +18,6 @@ class Actor(Owner):
     def command(self) -> str:
         return COMMANDS.get(self.pid, "")
 
-    @property
-    def thread(self) -> str:
-        return "MainThread"
-
 
 class Caller(Waiter):
     @property
@@ -36,7 +32,7 @@ class Scene:
     now: float
 
     def holder(self, pid: int, method: str = "", held: float = 0.0, tid: int = 0, task_id: int = 0) -> Owner:
-        return Actor(pid, 1, tid or pid, method, self.now - held, 1, task_id)
+        return Actor(pid, 1, tid or pid, method, self.now - held, 1, task_id, thread="MainThread")
 
     def waiter(
         self, pid: int, method: str = "", waited: float = 0.0, tid: int = 0, task_id: int = 0, **other: object

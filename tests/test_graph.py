@@ -2,11 +2,15 @@
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from coheld import Resource
+from coheld.cli import graph as drawn
+from coheld.cli import picture
 from coheld.graph import Graph, graph_of
 from scene import Scene, lab, resource
 
@@ -20,11 +24,11 @@ def ring(size: int) -> list[Resource]:
 
 def cycles(resources: Sequence[Resource]) -> list[set[str]]:
     graph = graph_of(resources)
-    return [{graph.label(edge.place).strip("'") for edge in cycle} for cycle in graph.cycles]
+    return [{graph.labels()[edge.place].strip("'") for edge in cycle} for cycle in graph.cycles]
 
 
 def red(graph: Graph) -> set[tuple[int, str, bool]]:
-    return {(edge.party.pid, graph.label(edge.place), edge.holds) for edge in graph.edges if edge.in_cycle}
+    return {(edge.party.pid, graph.labels()[edge.place], edge.holds) for edge in graph.edges if edge.in_cycle}
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -105,7 +109,7 @@ def test_who_waits_has_told_the_name_of_its_thread() -> None:
 
 def test_readers_and_permits_are_of_processes() -> None:
     graph = graph_of(lab(AT.now))
-    gpus = [edge for edge in graph.edges if graph.label(edge.place) == "'gpus'"]
+    gpus = [edge for edge in graph.edges if graph.labels()[edge.place] == "'gpus'"]
     assert [(edge.party.name, edge.told(AT.now)) for edge in gpus] == [
         ("process 4711", "has 1 permit"),
         ("process 4802", "has 1 permit"),
@@ -145,3 +149,65 @@ def followed(first: int, waits: dict[int, int]) -> Iterator[int]:
     while here is not None:
         yield here
         here = waits.get(here)
+
+
+# ---- how long it takes -----------------------------------------------------------------------------------------------
+
+
+def apart(size: int) -> list[Resource]:
+    """Each with a holder and one who waits, that are nobody else's."""
+    return [resource(f"r{n}", AT.holder(1 + 2 * n, held=9), AT.waiter(2 + 2 * n, waited=5)) for n in range(size)]
+
+
+def chain(size: int) -> list[Resource]:
+    return ring(size)[1:]
+
+
+def threads(size: int) -> list[Resource]:
+    """All of one process."""
+    return [resource(f"r{n}", AT.holder(1, held=9, tid=10 + n), AT.waiter(1, tid=9 + n, waited=5)) for n in range(size)]
+
+
+def tasks(size: int) -> list[Resource]:
+    """All of one thread."""
+    return [
+        resource(f"r{n}", AT.holder(1, held=9, task_id=10 + n), AT.waiter(1, task_id=9 + n, waited=5))
+        for n in range(size)
+    ]
+
+
+def crowd(size: int) -> list[Resource]:
+    """All wait for one, and that has all."""
+    return [
+        resource("r", AT.holder(1, held=9), *(AT.waiter(2 + n, waited=5) for n in range(size))),
+        *(resource(f"r{n}", AT.holder(1, held=9)) for n in range(size)),
+    ]
+
+
+def steps_of(call: Callable[[], object]) -> int:
+    """How many instructions of Python it takes."""
+    steps = 0
+
+    def trace(frame: Any, event: str, _argument: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+@pytest.mark.parametrize("draw", [drawn.text, drawn.mermaid, picture.svg], ids=["text", "mermaid", "svg"])
+@pytest.mark.parametrize("scene", [apart, chain, ring, threads, tasks, crowd], ids=lambda scene: scene.__name__)
+def test_four_times_as_many_take_four_times_as_long(
+    scene: Callable[[int], list[Resource]], draw: Callable[[Graph, float], object]
+) -> None:
+    few, many = scene(20), scene(80)
+    one, four = (steps_of(lambda resources=one: draw(graph_of(resources), AT.now)) for one in (few, many))  # type: ignore[misc]
+    assert one > 1_000 and four < 5.5 * one

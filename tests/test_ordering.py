@@ -397,3 +397,33 @@ def test_it_is_switched_on_by_the_environment(value: str | None, on: bool) -> No
     printed = procs.run(SWITCHED, env=env, stderr=subprocess.STDOUT).splitlines()
     assert printed[-1] == str(on)
     assert ("'a', 'b' are taken in orders that contradict each other" in printed[0]) == on
+
+
+# ---- what it keeps ---------------------------------------------------------------------------------------------------
+
+
+def test_of_ever_new_names_and_pairs_only_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "_MOST", 50)
+    check = ordering._process.check
+    assert check is not None
+    outer, letters = Bed(lock_name="outer"), "abcdefghijklmnopqrst"
+    for number in range(300):
+        word = f"x{letters[number % 20]}{letters[number // 20]}"
+        bed, gpu = Bed(lock_name=f"{word}-{number}"), Gpu(lock_name=f"{word}-{number + 1}")
+        outer.then(bed, gpu)
+        if number > 100:
+            assert len(check.named) <= 50 and len(check.edges) <= 50
+            assert sum(len(after) for after in list(check.after.values())) <= 50
+    assert not found()
+    gpu.then(outer)
+    assert len(found()) == 1, "the last are still known"
+
+
+def test_pairs_of_locks_that_are_gone_forget_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "_MOST", 50)
+    first, second = Bed(lock_name="first"), Gpu(lock_name="second")
+    first.then(second)
+    for _ in range(300):
+        Bed().then(Bed())
+    second.then(first)
+    assert len(found()) == 1

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from coheld.testing.support import delays, procs, states
 BACKENDS = ["shm:", "file:"]
 WAIT, HOLD = "coheld.lock.wait.duration", "coheld.lock.hold.duration"
 RECOVERIES, WAITERS = "coheld.lock.recoveries", "coheld.lock.waiters"
+TIMEOUTS, READERS = "coheld.lock.timeouts", "coheld.lock.readers"
+PERMITS, QUEUE = "coheld.semaphore.permits", "coheld.semaphore.waiters"
 
 
 class Bed(Lockable):
@@ -29,6 +31,14 @@ class Bed(Lockable):
     @Lockable.locked
     def again(self) -> None:
         pass
+
+    @Lockable.locked(timeout=delays.TICK)
+    def book_soon(self) -> None:
+        pass
+
+    @Lockable.locked(exclusive=False)
+    def read(self, act: Callable[[], Any]) -> Any:
+        return act()
 
     @Lockable.locked
     async def work(self) -> None:
@@ -191,9 +201,43 @@ def test_many_threads_keep_their_holds_apart(meter: Meter, backend: str) -> None
     assert meter.points(HOLD)[key("bed", backend)].count == meter.points(WAIT)[key("bed", backend)].count == 200
 
 
-def test_a_semaphore_is_not_a_lock(meter: Meter, backend: str) -> None:
-    with Semaphore(2, "gpus", backend):
-        assert not meter.metrics()
+def test_who_waits_in_vain_is_counted(meter: Meter, backend: str) -> None:
+    bed = Bed(lock_name="bed", lock_backend=backend)
+
+    async def give_up() -> None:
+        assert not await coheld.aio.acquire(bed, timeout=delays.TICK)
+        assert not await coheld.aio.acquire(bed, timeout=0)
+
+    with procs.start(hold, bed) as holder:
+        holder.expect("holding")
+        assert not bed.acquire(timeout=delays.TICK) and not bed.__lock__.acquire(timeout=delays.TICK)
+        assert not bed.acquire(blocking=False)
+        with pytest.raises(coheld.LockTimeout):
+            bed.book_soon()
+        asyncio.run(give_up())
+        holder.tell("go")
+    assert meter.points(TIMEOUTS)[key("bed", backend)].value == 4
+
+
+def test_reading_calls_are_counted_as_they_run(meter: Meter, backend: str) -> None:
+    bed = Bed(lock_name="bed", lock_backend=backend)
+    assert bed.read(lambda: bed.read(lambda: meter.points(READERS)[key("bed", backend)].value)) == 2
+    assert meter.points(READERS)[key("bed", backend)].value == 0
+
+
+def test_permits_are_counted_and_who_waits_for_them_and_a_semaphore_is_no_lock(meter: Meter, backend: str) -> None:
+    semaphore, mine = Semaphore(2, "gpus", backend), key("gpus", backend)
+    with semaphore, semaphore:
+        assert meter.points(PERMITS)[mine].value == 2
+        threads = [threading.Thread(target=semaphore.acquire) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        states.wait_until(lambda: meter.points(QUEUE)[mine].value == 2, "they wait")
+    for thread in threads:
+        thread.join(delays.LONG)
+    assert meter.points(PERMITS)[mine].value == 2 and meter.points(QUEUE)[mine].value == 0
+    assert meter.metrics().keys() == {PERMITS, QUEUE}
+    semaphore.release(2)
 
 
 def test_one_that_is_started_again_replaces_the_former(meter: Meter) -> None:

@@ -1,10 +1,12 @@
 """The plugin of pytest, in runs of pytest of their own."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from coheld import Lockable, native
+from coheld import pytest as plugin
 from coheld.testing.support import delays
 
 pytest_plugins = ["pytester"]
@@ -192,3 +194,19 @@ INNER = """
 def test_a_run_inside_of_another_does_not_end_its_check(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(INNER)
     run(pytester).assert_outcomes(passed=1, failed=1)
+
+
+def test_a_timer_that_comes_after_the_end_writes_into_nobodys_file(tmp_path: Path) -> None:
+    session = plugin._Session()
+    session.close()
+    with open(tmp_path / "other", "wb") as other:
+        number = other.fileno()
+        if number != session.stderr:
+            os.dup2(number, session.stderr)
+        try:
+            session.tell("a test")
+        finally:
+            if number != session.stderr:
+                os.close(session.stderr)
+    assert (tmp_path / "other").read_bytes() == b""
+    session.close()

@@ -22,7 +22,8 @@
                    with sweeping.py and leaving.py for its end; file.py locks that files guard, with polled.py,
                    stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
                    register.py in shared memory, and tally.py and permits.py for files; waiters.py who waits for what;
-                   survey.py a look at all of it; deadlock.py the search for cycles of waits
+                   classes.py whose locks they are; survey.py a look at all of it; deadlock.py the search for cycles
+                   of waits
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them

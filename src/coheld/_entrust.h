@@ -3,7 +3,79 @@
 #ifndef COHELD_ENTRUST_H
 #define COHELD_ENTRUST_H
 
-/* ==== 1. Take and give ==== */
+/* ==== 1. The owning task's name ==== */
+
+/* _sit(memory, offset, place): by the owner. */
+static PyObject *mutex_sit(Mutex *self, PyObject *args) {
+    Py_buffer memory;
+    Py_ssize_t offset;
+    PyObject *place, *old = self->place;
+    if (!PyArg_ParseTuple(args, "w*nO:_sit", &memory, &offset, &place)) return NULL;
+    int fits = offset >= 0 && offset % (Py_ssize_t)sizeof(Slot) == 0 && offset <= memory.len - (Py_ssize_t)sizeof(Slot);
+    self->seat = fits ? (Slot *)((char *)memory.buf + offset) : NULL;
+    self->place = Py_NewRef(place);
+    PyBuffer_Release(&memory);
+    Py_XDECREF(old);
+    Py_RETURN_NONE;
+}
+
+/* Before the task owns it: its name is written where others find it.  0; -1: raised, and the thread holds it still; or it is
+ * a child of a handler's, that does not. */
+static int __attribute__((noinline)) name_task(Mutex *self, Cell *c, PyObject *task, uint32_t tid) {
+    if (self->seated != process.generation + 1) {
+        self->seat = NULL; /* its parent's */
+        self->seated = process.generation + 1;
+        if (call_hook(self, "_take_seat", NULL) < 0) return -1;
+    }
+    PyObject *name = self->seat ? PyObject_CallMethod(task, "get_name", NULL) : NULL;
+    if (!still_mine(c)) {
+        Py_XDECREF(name);
+        return PyErr_Occurred() ? -1 : call_hook(self, "_not_owner", NULL);
+    }
+    if (!name) {
+        if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear(); /* it is nobody's Task */
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    Py_ssize_t size;
+    const char *text = PyUnicode_AsUTF8AndSize(name, &size);
+    if (text)
+        seat_write(self->seat, self->segment->area.inode, self->offset, tid, task, text, (size_t)size);
+    else
+        PyErr_Clear(); /* no text that can be written */
+    Py_DECREF(name);
+    return 0;
+}
+
+/* Is it there already, of the task of that weak reference?  A task that has got another name since keeps the old one. */
+static inline int is_named(const Mutex *self, const PyObject *task) {
+    if (task != self->task || self->seated != process.generation + 1) return 0;
+    return !self->seat || self->seat->inode == self->segment->area.inode;
+}
+
+/* What the calling thread holds, once, is the task's from now on, whose loop runs in thread tid.  The nonce; 0: raised, and
+ * the thread still holds it. */
+static uint64_t mutex_entrust(Mutex *self, Cell *c, PyObject *task, uint32_t tid) {
+    PyObject *reference = PyWeakref_NewRef(task, NULL), *old;
+    if (!reference) return 0;
+    if (!is_named(self, reference) && name_task(self, c, task, tid)) {
+        Py_DECREF(reference);
+        return 0;
+    }
+    Py_BEGIN_CRITICAL_SECTION(self);
+    old = self->task;
+    self->task = reference;
+    Py_END_CRITICAL_SECTION();
+    STORE(&self->task_nonce, LOAD(&c->acquisitions) * TASK_STEP);
+    if (tid == me.tid) {
+        STORE(&self->step, PyThreadState_Get()->context_ver);
+        STORE(&self->step_thread, me.nonce);
+    }
+    uint64_t nonce = cell_entrust(c, tid, task);
+    Py_XDECREF(old);
+    return nonce;
+}
+
+/* ==== 2. Take and give ==== */
 
 static int task_takes(Mutex *self, PyObject *task, PyObject *obj, const Label *method, int patient) {
     Cell *c = cell_of(self);
@@ -61,7 +133,7 @@ static PyObject *mutex_task_deepen(Mutex *self, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
-/* ==== 2. In the stead of a task ==== */
+/* ==== 3. In the stead of a task ==== */
 
 /* _wait_turn(stop: bytearray, reads) -> got: blocks the calling thread until it holds the lock, or somebody sets the byte
  * and nudges.  reads: it is to count a reader in, and others may read. */

@@ -154,7 +154,7 @@ typedef struct {
     uint64_t task_who;
     uint64_t task_nonce;
     uint64_t task_address; /* in its process: which of the waiting tasks there it is */
-    uint32_t reserved_too;
+    uint32_t class_number; /* of an anonymous lock: where its class stands in the header's page, see backends/classes.py */
     uint32_t task_futex;
     Record dead; /* whose work __recover__ has to look at; meant while RECOVERING is up */
     uint64_t reserved_last;
@@ -173,7 +173,7 @@ static __thread struct {
     uint32_t tid;  /* 0: not asked for yet */
     uint32_t held; /* robust locks that this thread holds here */
     void *slot;    /* in the table of waiters, see _table.h; NULL: it has none (yet) */
-    char slotless; /* and gets none */
+    char known;    /* it has asked for one, and where it has none gets none */
     char keeps;    /* its next wait is of one that must have the lock, whatever comes */
     char waits;    /* for a lock: what it takes meanwhile, a signal's handler does */
 } me __attribute__((tls_model("initial-exec")));

@@ -64,7 +64,7 @@ static int entrust_openly(State *state, Mutex *self) {
     PyObject *task = LOAD(&c->owner.depth) == 1 && cell_mine(c) ? current_task(state) : NULL;
     if (!task) return 1;
     int made = mutex_entrust(self, c, task, me.tid) ? call_hook(self, "_entrusted", task) : -1;
-    if (made < 0 && mutex_release(self) == -1) PyErr_Clear();
+    if (made < 0) mutex_release(self); /* a child that a handler has forked does not hold it */
     Py_DECREF(task);
     return made < 0 ? -1 : 1;
 }
@@ -121,4 +121,49 @@ static PyType_Slot base_slots[] = {
 };
 
 static PyType_Spec base_spec = {"coheld._native.LockableBase", 0, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, base_slots};
+
+/* ==== 3. For Python: an object and its lock ==== */
+
+/* hang(obj, lock): obj.__lock__ = lock, past any __setattr__ (frozen dataclasses, proxies). */
+static PyObject *native_hang(PyObject *module, PyObject *args) {
+    State *state = PyModule_GetState(module);
+    PyObject *obj, *lock;
+    if (!PyArg_ParseTuple(args, "OO:hang", &obj, &lock) || PyObject_GenericSetAttr(obj, state->name_lock, lock))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* peek(obj): what its __lock__ is, or None; without its __getattr__ and without making its __dict__. */
+static PyObject *native_peek(PyObject *module, PyObject *obj) {
+    State *state = PyModule_GetState(module);
+    PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
+    if (lock || !PyErr_ExceptionMatches(PyExc_AttributeError)) return lock;
+    PyErr_Clear();
+    Py_RETURN_NONE;
+}
+
+/* lock_of(obj): its lock, or NotInitializedError. */
+static PyObject *native_lock_of(PyObject *module, PyObject *obj) {
+    return lock_of(PyModule_GetState(module), obj);
+}
+
+/* task_enter(obj, method: bytes) -> its lock, which the running task has taken; None: it is not free. */
+static PyObject *native_task_enter(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    State *state = PyModule_GetState(module);
+    if (count != 2 || !PyBytes_Check(args[1])) return PyErr_Format(PyExc_TypeError, "task_enter() takes an object and bytes");
+    PyObject *lock = lock_of(state, args[0]);
+    if (!lock) return NULL;
+    int rc;
+    if (Py_TYPE(lock) == state->mutex_type) {
+        Label method = label_of(PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1]));
+        rc = task_take((Mutex *)lock, state, args[0], &method, 1);
+    } else {
+        PyObject *taken = PyObject_CallMethod(lock, "_task_take", "OOO", args[0], args[1], Py_True);
+        rc = taken ? PyObject_IsTrue(taken) : -1;
+        Py_XDECREF(taken);
+    }
+    if (rc > 0) return lock;
+    Py_DECREF(lock);
+    return rc ? NULL : Py_NewRef(Py_None);
+}
 #endif

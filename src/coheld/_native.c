@@ -14,6 +14,7 @@
 #include "_segment.h"
 #include "_state.h"
 #include "_register.h"
+#include "_table.h"
 
 /* ==== 2. Module state and small helpers ==== */
 
@@ -24,6 +25,7 @@ typedef struct {
     PyObject *mutex_base;      /* the C type */
     PyObject *view_type;
     PyObject *register_type;
+    PyObject *in_task_type;
     PyTypeObject *mutex_type;  /* its subclass in backends/shm.py, whose calls go the short way */
     PyTypeObject *handle_type; /* the base of what a locked call accepts: locks of other backends are called by name */
     PyObject *not_initialized; /* function(obj): raises */
@@ -219,6 +221,10 @@ typedef struct {
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
     Register *readers;    /* of the cell; NULL: not opened yet.  Atomic; one that is replaced is never freed */
     PyObject *task;       /* weak reference to the owning task, or to the last; under the handle's critical section */
+    Slot *seat;           /* in the table, for the name of the owning task, or of the last; NULL: there is none.  By the owner
+                             only, as the next two are */
+    PyObject *place;      /* keeps the seat */
+    uint32_t seated;      /* 1 + the process's generation when it asked for the seat; 0: never */
     char queued;          /* tasks of this process wait for it in a queue.  Under the guard of that, see lookout.py */
     uint64_t task_nonce;  /* of the same.  Atomic */
     uint64_t step_thread, step; /* this thread, in this version of its context, was seen to run that task.  Atomic */
@@ -244,11 +250,12 @@ static int mutex_bind_cell(Mutex *self, Segment *segment, size_t offset) {
     return 0;
 }
 
-/* Mutex(resource, segment=None, offset=0) */
+/* Mutex(resource, segment=None, offset=0, class_number=0): that number, if there is one, is written into a cell of one's own. */
 static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     PyObject *resource, *segment = Py_None;
     Py_ssize_t offset = 0;
-    if (!PyArg_ParseTuple(args, "O|On:Mutex", &resource, &segment, &offset)) return NULL;
+    unsigned class_number = 0;
+    if (!PyArg_ParseTuple(args, "O|OnI:Mutex", &resource, &segment, &offset, &class_number)) return NULL;
     PyObject *module = PyType_GetModuleByDef(type, &module_def);
     State *state = module ? PyModule_GetState(module) : NULL;
     Mutex *self = state ? (Mutex *)type->tp_alloc(type, 0) : NULL;
@@ -259,8 +266,10 @@ static PyObject *mutex_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     if (segment == Py_None) return (PyObject *)self;
     if (!PyObject_TypeCheck(segment, (PyTypeObject *)state->segment_type))
         PyErr_SetString(PyExc_TypeError, "segment must be a Segment");
-    else if (!mutex_bind_cell(self, (Segment *)segment, (size_t)offset))
+    else if (!mutex_bind_cell(self, (Segment *)segment, (size_t)offset)) {
+        if (class_number) STORE(&self->cell->class_number, class_number);
         return (PyObject *)self;
+    }
     Py_DECREF(self);
     return NULL;
 }
@@ -296,6 +305,7 @@ static void mutex_dealloc(Mutex *self) {
     Py_XDECREF(self->segment);
     Py_XDECREF(self->resource);
     Py_XDECREF(self->task);
+    Py_XDECREF(self->place);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -319,8 +329,17 @@ static int still_mine(Cell *c) {
     return cell_mine(c);
 }
 
-#include "_task.h"
+/* The calling thread's first acquire: others are to know its name, so it gets a slot in the table, if there is one to be
+ * had.  Nothing is held or waited for yet.  0; -1: a signal's handler has raised meanwhile. */
+static int __attribute__((noinline)) introduce_myself(Mutex *self) {
+    if (!me.tid) find_myself();
+    me.known = 1; /* first: the hook may take locks, and is not asked again */
+    if (call_hook(self, "_enlist", NULL) >= 0) return 0;
+    me.known = 0;
+    return -1;
+}
 
+#include "_task.h"
 #include "_wait.h"
 
 static Label label_of(const char *text, Py_ssize_t size) {
@@ -412,7 +431,10 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
             if (call_hook(self, "_attach", NULL) < 0) return -1;
             continue;
         }
-        if (UNLIKELY(!me.tid)) find_myself();
+        if (UNLIKELY(!me.known)) { /* who is known has found itself, too */
+            if (introduce_myself(self)) return -1;
+            continue; /* a handler may have forked, and this be the child */
+        }
         if (cell_mine(c)) {
             rc = cell_again(c);
             return rc ? call_hook(self, "_too_deep", NULL) : 1;
@@ -634,12 +656,13 @@ static PyMethodDef mutex_methods[] = {
     {"_commit", (PyCFunction)mutex_py_commit, METH_NOARGS, "_commit(): the owner's changes become the last commit."},
     {"_discard", (PyCFunction)mutex_py_discard, METH_NOARGS, "_discard(): the owner's changes are dropped."},
     {"_suspend", (PyCFunction)mutex_suspend, METH_O, "_suspend(loud) -> epoch: the owner gives all levels back."},
-    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, deadline) -> has somebody released since?"},
+    {"_sleep", (PyCFunction)mutex_sleep, METH_VARARGS, "_sleep(epoch, until, method, timed) -> news."},
     {"_resume", (PyCFunction)mutex_resume, METH_VARARGS, "_resume(obj, method, levels, deadline, keep) -> got."},
     {"_task_take", (PyCFunction)mutex_task_take, METH_VARARGS, "_task_take(obj, method, patient) -> got, for the running task."},
     {"_task_give", (PyCFunction)mutex_task_give, METH_NOARGS, "_task_give(): one level of the task's is given back."},
     {"_task_deepen", (PyCFunction)mutex_task_deepen, METH_O, "_task_deepen(levels): the running task has so many more."},
     {"_wait_turn", (PyCFunction)mutex_wait_turn, METH_VARARGS, "_wait_turn(stop, reads) -> got, by a thread for a task."},
+    {"_sit", (PyCFunction)mutex_sit, METH_VARARGS, "_sit(memory, offset, place): its owning tasks' seat in the table."},
     {"_entrust", (PyCFunction)mutex_py_entrust, METH_VARARGS, "_entrust(task, tid, method): what the thread has is its."},
     {"_nudge", (PyCFunction)mutex_nudge, METH_NOARGS, "_nudge(): all that wait look again."},
     {"_read", (PyCFunction)mutex_py_read, METH_VARARGS, "_read(obj, method, again) -> how a task is in, or None."},
@@ -720,49 +743,6 @@ static PyObject *native_hasten(PyObject *module, PyObject *type) {
     Py_RETURN_NONE;
 }
 
-/* hang(obj, lock): obj.__lock__ = lock, past any __setattr__ (frozen dataclasses, proxies). */
-static PyObject *native_hang(PyObject *module, PyObject *args) {
-    State *state = PyModule_GetState(module);
-    PyObject *obj, *lock;
-    if (!PyArg_ParseTuple(args, "OO:hang", &obj, &lock) || PyObject_GenericSetAttr(obj, state->name_lock, lock))
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-/* peek(obj): what its __lock__ is, or None; without its __getattr__ and without making its __dict__. */
-static PyObject *native_peek(PyObject *module, PyObject *obj) {
-    State *state = PyModule_GetState(module);
-    PyObject *lock = PyObject_GenericGetAttr(obj, state->name_lock);
-    if (lock || !PyErr_ExceptionMatches(PyExc_AttributeError)) return lock;
-    PyErr_Clear();
-    Py_RETURN_NONE;
-}
-
-/* lock_of(obj): its lock, or NotInitializedError. */
-static PyObject *native_lock_of(PyObject *module, PyObject *obj) {
-    return lock_of(PyModule_GetState(module), obj);
-}
-
-/* task_enter(obj, method: bytes) -> its lock, which the running task has taken; None: it is not free. */
-static PyObject *native_task_enter(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    State *state = PyModule_GetState(module);
-    if (count != 2 || !PyBytes_Check(args[1])) return PyErr_Format(PyExc_TypeError, "task_enter() takes an object and bytes");
-    PyObject *lock = lock_of(state, args[0]);
-    if (!lock) return NULL;
-    int rc;
-    if (Py_TYPE(lock) == state->mutex_type) {
-        Label method = label_of(PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1]));
-        rc = task_take((Mutex *)lock, state, args[0], &method, 1);
-    } else {
-        PyObject *taken = PyObject_CallMethod(lock, "_task_take", "OOO", args[0], args[1], Py_True);
-        rc = taken ? PyObject_IsTrue(taken) : -1;
-        Py_XDECREF(taken);
-    }
-    if (rc > 0) return lock;
-    Py_DECREF(lock);
-    return rc ? NULL : Py_NewRef(Py_None);
-}
-
 /* tell_after(seconds): how long a wait is before it is told of; infinite: never. */
 static PyObject *native_tell_after(PyObject *Py_UNUSED(module), PyObject *given) {
     double seconds = PyFloat_AsDouble(given);
@@ -798,6 +778,7 @@ static int module_exec(PyObject *module) {
         && (state->mutex_base = PyType_FromModuleAndSpec(module, &mutex_spec, NULL))
         && (state->view_type = PyType_FromModuleAndSpec(module, &view_spec, NULL))
         && (state->register_type = PyType_FromModuleAndSpec(module, &register_spec, NULL))
+        && (state->in_task_type = PyType_FromModuleAndSpec(module, &in_task_spec, NULL))
         && (field = PyType_FromModuleAndSpec(module, &field_spec, NULL))
         && (base = PyType_FromModuleAndSpec(module, &base_spec, NULL))
         && (semaphore = PyType_FromModuleAndSpec(module, &semaphore_spec, NULL))
@@ -827,6 +808,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->mutex_base);
     Py_VISIT(state->view_type);
     Py_VISIT(state->register_type);
+    Py_VISIT(state->in_task_type);
     Py_VISIT(state->mutex_type);
     Py_VISIT(state->handle_type);
     Py_VISIT(state->not_initialized);
@@ -840,6 +822,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->mutex_base);
     Py_CLEAR(state->view_type);
     Py_CLEAR(state->register_type);
+    Py_CLEAR(state->in_task_type);
     Py_CLEAR(state->mutex_type);
     Py_CLEAR(state->handle_type);
     Py_CLEAR(state->not_initialized);

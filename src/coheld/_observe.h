@@ -16,8 +16,10 @@ static int tell_taken(Mutex *self, PyObject *obj, double waited, int once) {
     return done ? 0 : -1;
 }
 
-/* The same, after an acquire that has come to rc and began at that time; 0: it did not wait.  As mutex_acquire. */
+/* The same, after an acquire that has come to rc and began at that time; 0: it did not wait.  One that has waited in vain is
+ * told, too.  As mutex_acquire. */
 static int __attribute__((noinline)) tell_if_first(Mutex *self, PyObject *obj, int rc, uint64_t begun, int once) {
+    if (!rc && !once && call_hook(self, "_tell_timed_out", NULL) < 0) return -1;
     if (rc <= 0 || LOAD(&cell_of(self)->owner.depth) > 1) return rc;
     rc = tell_taken(self, obj, begun ? (double)(clock_ns(CLOCK_MONOTONIC) - begun) / 1e9 : 0.0, once);
     if (!rc && holds(self, cell_of(self))) return 1;

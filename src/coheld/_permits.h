@@ -5,7 +5,8 @@
  * they do for every lock, in its order and with its hand-off, whoever dies.  The one in the gate has looked under the
  * mutex, and has set GUARDED: the next release moves the epoch on and wakes it (see _lock.h, guards).  No release tells of
  * a process that has died with permits: the one in the gate looks for those itself, in bounded sleeps.
- * try-once looks at the permits alone, and passes those who wait.
+ * try-once looks at the permits alone, and passes those who wait.  A task tries for the mutex at once, or a thread that
+ * waits for it makes the attempt in its stead: see lookout.py.
  *
  * A permit is in the record of its process (_register.h) or free; both change under the mutex.
  */
@@ -31,10 +32,16 @@ static void permits_leave(Cell *c, int told) {
     else cell_end_quietly(c);
 }
 
-/* Take the mutex, for a moment.  1; 0: not by the deadline; -1: raised. */
-static int permits_enter(Semaphore *s, uint64_t deadline) {
+/* How long who waits for a permit until that time waits for the mutex. */
+static uint64_t moments_until(uint64_t deadline) {
     uint64_t now = deadline == FOREVER ? 0 : clock_ns(CLOCK_MONOTONIC);
-    uint64_t wait = deadline == FOREVER ? FOREVER : deadline > now + MOMENTS ? deadline - now : MOMENTS;
+    return deadline == FOREVER ? FOREVER : deadline > now + MOMENTS ? deadline - now : MOMENTS;
+}
+
+/* Take the mutex, for a moment.  1; 0: not within that time, which is about a microsecond at least; -1: raised. */
+static int permits_enter(Semaphore *s, uint64_t wait) {
+    Cell *taken = wait ? NULL : cell_of(s->mutex);
+    for (int look = 0; taken && look < SPINS && word_load(taken) & FUTEX_TID_MASK; look++) RELAX();
     int rc = mutex_acquire_or_stop(s->mutex, NULL, &no_label, wait, NULL, 0);
     if (rc <= 0) return rc;
     Cell *c = cell_of(s->mutex);
@@ -66,10 +73,11 @@ static int permit_grab(Semaphore *s) {
     return 1;
 }
 
-/* Take a permit.  1; 0: none is free, -1: raised.  epoch: of the mutex, which the next release moves on; or NULL. */
-static int permit_try(Semaphore *s, uint64_t deadline, uint32_t *epoch) {
-    int rc = permits_enter(s, deadline);
-    if (rc <= 0) return rc;
+/* Take a permit.  1; 0: none is free; EBUSY: the mutex was not to be had within that time; -1: raised.  epoch: of the
+ * mutex, which the next release moves on; or NULL. */
+static int permit_try(Semaphore *s, uint64_t wait, uint32_t *epoch) {
+    int rc = permits_enter(s, wait);
+    if (rc <= 0) return rc ? rc : EBUSY;
     rc = permit_grab(s);
     Cell *c = cell_of(s->mutex);
     if (!rc && epoch) {
@@ -139,28 +147,30 @@ static inline int permits_give_quickly(const Semaphore *s, uint32_t count) {
 /* ==== 2. Wait ==== */
 
 /* In the gate: a permit by the deadline.  1; 0; -1: raised. */
-static int permit_await(Semaphore *s, uint64_t deadline) {
+static int permit_await(Semaphore *s, uint64_t deadline, Patience *p) {
     Waiter w = {0};
     uint32_t epoch = 0;
     for (;;) {
-        int rc = permit_try(s, deadline, &epoch);
+        int rc = permit_try(s, moments_until(deadline), &epoch);
         uint64_t now = clock_ns(CLOCK_MONOTONIC), until = now + TASK_SLICE;
+        if (rc == EBUSY) return 0;
         if (rc || now >= deadline) return rc;
         Cell *c = cell_of(s->mutex);
         Py_BEGIN_ALLOW_THREADS
         guard_sleep(c, &w, epoch, until < deadline ? until : deadline);
         Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals()) return -1;
+        if (PyErr_CheckSignals() || look_why(s->mutex, p)) return -1;
         if (UNLIKELY(!me.tid)) find_myself();
     }
 }
 
 static int permit_wait(Semaphore *s, uint64_t timeout, uint64_t deadline) {
+    Patience p = begin_patience(0, 0); /* here: in the queue for the gate nothing is said, see base.py */
     int rc = mutex_acquire_or_stop(s->gate, NULL, &no_label, timeout, NULL, 0);
     if (rc <= 0) return rc;
     Outer outer;
     rc = wait_begins(s->mutex, FOR_PERMIT | (timeout == FOREVER ? 0 : TIMED), &no_label, &outer);
-    if (!rc) rc = permit_await(s, deadline);
+    if (!rc) rc = permit_await(s, deadline, &p);
     wait_withdraw(&outer);
     Cell *c = cell_of(s->gate);
     if (still_mine(c)) cell_release(c); /* else a signal's handler has forked, and this is the child */
@@ -195,17 +205,18 @@ static int semaphore_take(Semaphore *s, uint64_t timeout) {
     if (LIKELY(straight && permit_take_quickly(s))) return 1;
     uint64_t deadline = timeout && timeout != FOREVER ? clock_ns(CLOCK_MONOTONIC) + timeout : timeout;
     if (straight) {
-        int rc = permit_try(s, deadline, NULL);
+        int rc = permit_try(s, moments_until(deadline), NULL);
+        if (rc == EBUSY) rc = 0;
         if (LIKELY(rc || !timeout)) return rc;
     }
     return permit_wait(s, timeout, deadline);
 }
 
-/* 0; -1: raised, and nothing has changed. */
-static int semaphore_give(Semaphore *s, uint32_t count) {
-    if (UNLIKELY(!s->mutex)) return give_permits_by_name(s, count);
-    if (LIKELY(permits_give_quickly(s, count))) return 0;
-    if (permits_enter(s, FOREVER) < 0) return -1;
+/* 1: given back.  0: the mutex was not to be had within that time.  -1: raised.  Nothing has changed then. */
+static int semaphore_give_within(Semaphore *s, uint32_t count, uint64_t wait) {
+    if (LIKELY(permits_give_quickly(s, count))) return 1;
+    int rc = permits_enter(s, wait);
+    if (rc <= 0) return rc;
     Register *r = s->mutex->readers;
     if (!register_mine(r) && register_find(r) < register_used(r)) register_claim(r);
     Entrant *e = register_mine(r);
@@ -220,7 +231,13 @@ static int semaphore_give(Semaphore *s, uint32_t count) {
     STORE(&e->count, held - count);
     r->table->free += count;
     permits_leave(cell_of(s->mutex), 1);
-    return 0;
+    return 1;
+}
+
+/* 0; -1: raised, and nothing has changed. */
+static inline int semaphore_give(Semaphore *s, uint32_t count) {
+    if (UNLIKELY(!s->mutex)) return give_permits_by_name(s, count);
+    return semaphore_give_within(s, count, FOREVER) < 0 ? -1 : 0;
 }
 
 /* ==== 3. The type ==== */
@@ -256,11 +273,19 @@ static PyObject *semaphore_open(Semaphore *self, PyObject *Py_UNUSED(ignored)) {
     Py_RETURN_NONE;
 }
 
-/* _try() -> None: a permit is taken; or the epoch that the next release moves on: none was free. */
+/* _try() -> None: a permit is taken; the epoch that the next release moves on: none was free; False: another has the
+ * mutex.  Never waits. */
 static PyObject *semaphore_try(Semaphore *self, PyObject *Py_UNUSED(ignored)) {
     uint32_t epoch = 0;
     int rc = permit_try(self, 0, &epoch);
+    if (rc == EBUSY) Py_RETURN_FALSE;
     return rc < 0 ? NULL : rc ? Py_NewRef(Py_None) : PyLong_FromUnsignedLong(epoch);
+}
+
+/* _give_at_once() -> given: one permit; False: another has the mutex.  Never waits. */
+static PyObject *semaphore_give_at_once(Semaphore *self, PyObject *Py_UNUSED(ignored)) {
+    int rc = semaphore_give_within(self, 1, 0);
+    return rc < 0 ? NULL : PyBool_FromLong(rc);
 }
 
 static PyObject *semaphore_idle(Semaphore *self, PyObject *Py_UNUSED(ignored)) {
@@ -299,7 +324,8 @@ static PyMethodDef semaphore_methods[] = {
     {"__enter__", (PyCFunction)semaphore_enter, METH_NOARGS, "Take a permit; blocks until there is one."},
     {"__exit__", (PyCFunction)semaphore_exit, METH_VARARGS, "Give it back."},
     {"_open", (PyCFunction)semaphore_open, METH_NOARGS, "_open(): its register is mapped from here on."},
-    {"_try", (PyCFunction)semaphore_try, METH_NOARGS, "_try() -> None: taken; or the epoch: none is free."},
+    {"_try", (PyCFunction)semaphore_try, METH_NOARGS, "_try() -> None: taken; the epoch: none is free; False: busy."},
+    {"_give_at_once", (PyCFunction)semaphore_give_at_once, METH_NOARGS, "_give_at_once() -> given; False: busy."},
     {"_idle", (PyCFunction)semaphore_idle, METH_NOARGS, "_idle(): does nobody wait?"},
     {"_bind", (PyCFunction)semaphore_bind, METH_VARARGS, "_bind(mutex, gate): its locks."},
     {NULL},

@@ -88,7 +88,7 @@ static int await_readers(Mutex *self, Cell *c, uint64_t deadline, const char *st
     Register *r = mutex_register(self);
     if (!r) return -1;
     Table *t = r->table;
-    Patience p = begin_patience(0);
+    Patience p = begin_patience(stop != NULL, 0);
     Outer outer = {0};
     int rc = 0, listed = stop != NULL;
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* behind the lock, before the counts */
@@ -209,6 +209,71 @@ static void thread_has_read(Mutex *self, Register *r) {
 
 /* ==== 4. For tasks ==== */
 
+/* A reading call of a task, which is counted out when nobody refers to it any more: so an interrupt that comes between two
+ * steps of Python, wherever, leaves nobody in.  Made before the call is counted in. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *weakrefs;
+    Register *in; /* NULL: not in yet, or out again */
+    uint32_t generation;
+} InTask;
+
+static InTask *in_task_new(Mutex *self) {
+    State *state = state_of((PyObject *)self);
+    PyTypeObject *type = state ? (PyTypeObject *)state->in_task_type : NULL;
+    return type ? (InTask *)type->tp_alloc(type, 0) : NULL;
+}
+
+/* It is counted in by that. */
+static PyObject *in_task_enter(InTask *in, Register *r) {
+    in->generation = process.generation;
+    in->in = (Register *)Py_NewRef(r);
+    return (PyObject *)in;
+}
+
+/* Once; in a child of a fork, that is not in: nothing. */
+static void in_task_end(InTask *in) {
+    Register *r = __atomic_exchange_n(&in->in, NULL, __ATOMIC_ACQ_REL);
+    Entrant *e = r && in->generation == process.generation ? register_mine(r) : NULL;
+    if (e) reader_out(r->table, e);
+    Py_XDECREF(r);
+}
+
+static PyObject *in_task_leave(InTask *self, PyObject *Py_UNUSED(ignored)) {
+    in_task_end(self);
+    Py_RETURN_NONE;
+}
+
+static void in_task_dealloc(InTask *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->weakrefs) PyObject_ClearWeakRefs((PyObject *)self);
+    in_task_end(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef in_task_methods[] = {
+    {"leave", (PyCFunction)in_task_leave, METH_NOARGS, "leave(): the end of it; again: nothing."},
+    {NULL},
+};
+
+static PyMemberDef in_task_members[] = {
+    {"register", T_OBJECT, offsetof(InTask, in), READONLY, "By which it is in, or None."},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(InTask, weakrefs), READONLY, NULL},
+    {NULL},
+};
+
+static PyType_Slot in_task_slots[] = {
+    {Py_tp_doc, "A reading call of a task, as long as somebody refers to it."},
+    {Py_tp_dealloc, in_task_dealloc},
+    {Py_tp_methods, in_task_methods},
+    {Py_tp_members, in_task_members},
+    {0},
+};
+
+static PyType_Spec in_task_spec = {"coheld._native.InTask", sizeof(InTask), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, in_task_slots};
+
 /* _keep_register(register): of its readers, from now on; by the owner. */
 static PyObject *mutex_keep_register(Mutex *self, PyObject *given) {
     State *state = state_of((PyObject *)self);
@@ -218,8 +283,8 @@ static PyObject *mutex_keep_register(Mutex *self, PyObject *given) {
     Py_RETURN_NONE;
 }
 
-/* _read(obj, method: bytes, again: bool) -> the register by which a task is in, or the lock, of which the caller, who owns
- * it, has a level more; None: not now. */
+/* _read(obj, method: bytes, again: bool) -> how a task is in, or the lock, of which the caller, who owns it, has a level
+ * more; None: not now. */
 static PyObject *mutex_py_read(Mutex *self, PyObject *args) {
     PyObject *obj;
     const char *text;
@@ -228,15 +293,22 @@ static PyObject *mutex_py_read(Mutex *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "Oy#p:_read", &obj, &text, &size, &again)) return NULL;
     Label method = label_of(text, size);
     if (self->queued && !again && !(self->cell && holds(self, self->cell))) Py_RETURN_NONE;
-    PyObject *how = mutex_read(self, obj, &method, 0, again);
+    InTask *in = in_task_new(self);
+    PyObject *how = in ? mutex_read(self, obj, &method, 0, again) : NULL;
+    if (how && how != (PyObject *)self) return in_task_enter(in, (Register *)how);
+    Py_XDECREF(in);
     return how ? Py_NewRef(how) : PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-/* _read_on() -> register: the owner of the mutex counts a reader of this process in. */
+/* _read_on() -> how a task is in: the owner of the mutex counts a reader of this process in. */
 static PyObject *mutex_read_on(Mutex *self, PyObject *Py_UNUSED(ignored)) {
     Cell *c = cell_of(self);
     if (!c || !still_mine(c)) return call_hook(self, "_not_owner", NULL), NULL;
-    return Py_XNewRef((PyObject *)read_from_now_on(self, c));
+    InTask *in = in_task_new(self);
+    Register *r = in ? read_from_now_on(self, c) : NULL;
+    if (r) return in_task_enter(in, r);
+    Py_XDECREF(in);
+    return NULL;
 }
 
 static PyObject *mutex_get_readers(Mutex *self, void *Py_UNUSED(closure)) {

@@ -172,13 +172,6 @@ static void register_dealloc(Register *self) {
     Py_DECREF(type);
 }
 
-/* leave(): a reader of this process that is in by this register is out. */
-static PyObject *register_leave(Register *self, PyObject *Py_UNUSED(ignored)) {
-    Entrant *e = register_mine(self);
-    if (e) reader_out(self->table, e);
-    Py_RETURN_NONE;
-}
-
 /* counts() -> [(pid, start, count), …]: of the processes that are in, as far as can be seen without the lock. */
 static PyObject *register_counts(Register *self, PyObject *Py_UNUSED(ignored)) {
     PyObject *list = PyList_New(0);
@@ -195,7 +188,6 @@ static PyObject *register_counts(Register *self, PyObject *Py_UNUSED(ignored)) {
 }
 
 static PyMethodDef register_methods[] = {
-    {"leave", (PyCFunction)register_leave, METH_NOARGS, "leave(): a reader of this process is out."},
     {"counts", (PyCFunction)register_counts, METH_NOARGS, "counts() -> [(pid, start, count), …] of those that are in."},
     {NULL},
 };

@@ -99,26 +99,27 @@ static PyObject *mutex_suspend(Mutex *self, PyObject *loud) {
 
 static uint64_t deadline_of(double seconds) { return seconds < 9e9 ? (uint64_t)(seconds > 0 ? seconds * 1e9 : 0) : FOREVER; }
 
-/* _sleep(epoch, deadline, method) -> news: until there was a release or a death since, or time.monotonic() says deadline:
- * False. */
+/* _sleep(epoch, until, method, timed) -> news: there was a release or a death since; False: time.monotonic() says until.
+ * timed: the wait has a deadline. */
 static PyObject *mutex_sleep(Mutex *self, PyObject *args) {
     unsigned epoch;
     double seconds;
     const char *text;
     Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "Ids#:_sleep", &epoch, &seconds, &text, &size)) return NULL;
-    uint64_t deadline = deadline_of(seconds);
+    int timed;
+    if (!PyArg_ParseTuple(args, "Ids#p:_sleep", &epoch, &seconds, &text, &size, &timed)) return NULL;
+    uint64_t until = deadline_of(seconds);
     Label method = label_of(text, size);
     Waiter w = {0};
     Outer outer;
-    int rc = wait_begins(self, FOR_GUARD | (deadline == FOREVER ? 0 : TIMED), &method, &outer);
-    while (rc >= 0 && rc != 1 && clock_ns(CLOCK_MONOTONIC) < deadline) {
+    int rc = wait_begins(self, FOR_GUARD | (timed ? TIMED : 0), &method, &outer);
+    while (rc >= 0 && rc != 1 && clock_ns(CLOCK_MONOTONIC) < until) {
         if (PyErr_CheckSignals()) {
             rc = -1;
             break;
         }
         Py_BEGIN_ALLOW_THREADS
-        rc = guard_sleep(self->cell, &w, epoch, deadline);
+        rc = guard_sleep(self->cell, &w, epoch, until);
         Py_END_ALLOW_THREADS
     }
     wait_withdraw(&outer);

@@ -1,12 +1,18 @@
 /* The table of a process's waiters, which others read: who waits for which cell.  backends/waiters.py is its twin in Python,
  * and makes the file.
  *
- * A slot is one thread's, or one waiting task's.  Only its thread writes it (that of a task: the loop's, or before that wakes
- * it the one that waits in its stead), so nobody races but a reader:
+ * A slot is one thread's, or one waiting task's, or the seat of a lock that a task owns.  Only its thread writes it (that of
+ * a task: the loop's, or before that wakes it the one that waits in its stead; a seat: whoever has the lock's mutex), so
+ * nobody races but a reader:
  *
  *   number      even: it does not wait.  Odd: it waits, and the rest of the slot says for what.  Moved on to an even one
  *               before the rest is written and to an odd one after it; never the same again.  Who finds an odd number
  *               twice has seen one wait, and its thread has not run a line of its caller's in between.
+ *
+ * Names.  Who holds a lock stands in its cell, by number; this table says what that one is called, as long as it has a slot:
+ * a thread's has its tid and task 0, from its first lock to its end; a seat, which never waits, has the cell and the task's
+ * address, written before the cell says that it owns.  A slot that is given back has no name.  All hints: a name that does
+ * not fit what the cell says is passed over, and without room for one there is a number only.
  *
  * A thread that waits in a signal's handler, in the middle of another wait, has the slot for that one meanwhile; then the
  * outer wait is there again, by a new number.  One that takes a lock there at once does not wait until the handler has
@@ -47,6 +53,18 @@ static void slot_write(Slot *s, const Slot *wait, int waits) {
     s->kind = wait->kind;
     s->method = wait->method;
     __atomic_store_n(&s->number, even + 1, __ATOMIC_SEQ_CST);
+}
+
+/* The seat of a lock that tasks of this process own: that one does now.  task is 0 while the rest is written. */
+static void seat_write(Slot *s, uint64_t inode, uint64_t offset, uint32_t tid, const void *task, const char *name, size_t size) {
+    __atomic_store_n(&s->task, 0, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    s->inode = inode;
+    s->offset = offset;
+    s->tid = tid;
+    memset(s->name, 0, NAME_SIZE);
+    memcpy(s->name, name, size < NAME_SIZE ? size : NAME_SIZE);
+    __atomic_store_n(&s->task, (uint64_t)(uintptr_t)task, __ATOMIC_SEQ_CST);
 }
 
 /* ==== 2. The calling thread's waits ==== */

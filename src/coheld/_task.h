@@ -131,23 +131,4 @@ static int look_at_task(Mutex *self, Cell *c, int waits) {
     if (gone > 0) cell_bury_task(c, nonce);
     return !gone && mine && waits ? call_hook(self, "_stuck", NULL) : gone;
 }
-
-/* What the calling thread holds, once, is the task's from now on, whose loop runs in thread tid.  The nonce; 0: raised, and
- * the thread still holds it. */
-static uint64_t mutex_entrust(Mutex *self, Cell *c, PyObject *task, uint32_t tid) {
-    PyObject *reference = PyWeakref_NewRef(task, NULL), *old;
-    if (!reference) return 0;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    old = self->task;
-    self->task = reference;
-    Py_END_CRITICAL_SECTION();
-    STORE(&self->task_nonce, LOAD(&c->acquisitions) * TASK_STEP);
-    if (tid == me.tid) {
-        STORE(&self->step, PyThreadState_Get()->context_ver);
-        STORE(&self->step_thread, me.nonce);
-    }
-    uint64_t nonce = cell_entrust(c, tid, task);
-    Py_XDECREF(old);
-    return nonce;
-}
 #endif

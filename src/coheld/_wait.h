@@ -3,22 +3,13 @@
 #ifndef COHELD_WAIT_H
 #define COHELD_WAIT_H
 
-#include "_table.h"
-
 /* ==== 1. What others are told ==== */
 
-/* The calling thread gets a slot, if there is one to be had.  0; -1: a signal's handler has raised meanwhile. */
-static int __attribute__((noinline)) ask_for_slot(Mutex *self) {
-    me.slotless = 1; /* unless the hook finds one */
-    if (call_hook(self, "_enlist", NULL) >= 0) return 0;
-    me.slotless = 0;
-    return -1;
-}
 
 /* The calling thread waits from now on, and says so in the table.  0; -1: raised. */
 static int wait_begins(Mutex *self, uint32_t kind, const Label *method, Outer *outer) {
     *outer = (Outer){0};
-    if (UNLIKELY(!me.slot && !me.slotless) && ask_for_slot(self)) return -1;
+    if (UNLIKELY(!me.known) && introduce_myself(self)) return -1; /* a handler has forked: this is the child */
     if (!me.slot) return 0;
     Slot wait = {.inode = self->segment->area.inode, .offset = self->offset, .kind = kind, .method = *method};
     wait.since = clock_ns(CLOCK_MONOTONIC);
@@ -35,7 +26,7 @@ static PyObject *native_enlist(PyObject *Py_UNUSED(module), PyObject *args) {
     int fits = offset >= 0 && offset % (Py_ssize_t)sizeof(Slot) == 0 && offset <= memory.len - (Py_ssize_t)sizeof(Slot);
     if (UNLIKELY(!me.tid)) find_myself();
     me.slot = memory.buf && fits ? (char *)memory.buf + offset : NULL;
-    me.slotless = !me.slot;
+    me.known = 1;
     if (memory.buf) PyBuffer_Release(&memory);
     Py_RETURN_NONE;
 }
@@ -47,7 +38,6 @@ static PyObject *native_delist(PyObject *Py_UNUSED(module), PyObject *args) {
     if (!PyArg_ParseTuple(args, "w*n:delist", &memory, &offset)) return NULL;
     if (me.slot && me.slot == (void *)((char *)memory.buf + offset)) {
         me.slot = NULL;
-        me.slotless = 1;
     }
     PyBuffer_Release(&memory);
     Py_RETURN_NONE;
@@ -64,8 +54,9 @@ typedef struct {
     int told;
 } Patience;
 
-static Patience begin_patience(int searches) {
-    uint64_t now = clock_ns(CLOCK_MONOTONIC), first = LOAD(&tell_after);
+/* quiet: who waits in another's stead, which says it itself. */
+static Patience begin_patience(int quiet, int searches) {
+    uint64_t now = clock_ns(CLOCK_MONOTONIC), first = quiet ? FOREVER : LOAD(&tell_after);
     if (searches && first > EXAMINE_AFTER) first = EXAMINE_AFTER;
     return (Patience){.begun = now, .next = first == FOREVER ? FOREVER : now + first, .searches = searches};
 }
@@ -145,7 +136,7 @@ static int mutex_wait(Mutex *self, Cell *c, uint64_t deadline, const char *stop,
     char keeps = me.keeps, waits = me.waits;
     me.keeps = 0; /* an inner wait, of a handler, is another one */
     uint32_t kind = FOR_LOCK | (deadline == FOREVER ? 0 : TIMED) | (keeps ? KEEPS : 0);
-    Patience p = begin_patience(!stop && kind == FOR_LOCK);
+    Patience p = begin_patience(stop != NULL, !stop && kind == FOR_LOCK);
     int rc = wait_begins(self, kind, method, &outer);
     me.waits = 1;
     if (!rc) rc = wait_for_lock(self, c, deadline, stop, &p, &outer, &w, dead);

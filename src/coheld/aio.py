@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from . import native, observing, waiting
 from .backends import lookout, tasking
@@ -119,20 +120,21 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
             finally:
                 lock._task_give()
         readers = tasking.reading.setdefault(lock, tasking.Readers())
-        ins = readers.setdefault(task, [])
-        ins.append(how)
         try:
+            readers.setdefault(task, WeakSet()).add(how)
             return await fn(self, *args, **kwargs)
         finally:
-            tasking.count_out(ins)  # first, and whatever comes: readers knows no task any more that is collected
-            if not ins:
-                readers.pop(task, None)
+            how.leave()  # first, and whatever comes: readers knows no task any more that is collected
+            if (ins := readers.get(task)) is not None:
+                ins.discard(how)
+                if not ins:
+                    readers.pop(task, None)
 
     return functools.update_wrapper(call, fn)
 
 
 async def _read(lock: Any, obj: object, method: bytes, deadline: float) -> Any:
-    """The register by which the running task is in, or the lock, if it owns that; None: not by the deadline."""
+    """How the running task is in, or the lock, if it owns that; None: not by the deadline."""
     if lock._mine() and lock.task is None:
         lock._stuck()
     how = lock._read(obj, method, lock._task_reads())
@@ -174,6 +176,7 @@ async def _take(lock: Any, obj: object, method: bytes, deadline: float, keep: bo
         lock._reads_itself(True)
     begun = monotonic()
     if not await lookout.turn(lock, method, deadline, keep=keep):
+        observing.timed_out(lock)
         return False
     try:
         if lock.flags & native.RECOVERING:
@@ -193,12 +196,15 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     counts, gate = semaphore._counts, semaphore._gate_lock
     if tasking.current_task() is None:
         gate._no_task()
-    if (not patient or counts._idle()) and counts._try() is None:
+    if not patient:
+        return await _attempt(semaphore, deadline) is None
+    if counts._idle() and counts._try() is None:
         return True
-    if not patient or not await _take(gate, semaphore, b"", deadline):
+    patience = semaphore._patience()
+    if not await _take(gate, semaphore, b"", deadline):
         return False
     try:
-        taken: bool = await serve(semaphore._steps(deadline), semaphore._lock)
+        taken: bool = await serve(semaphore._steps(deadline, patience), semaphore._lock)
     except GeneratorExit:
         with suppress(NotOwnerError):  # the task may have been found gone before
             gate._task_give()
@@ -208,6 +214,14 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
         raise
     gate._task_give()
     return taken
+
+
+async def _attempt(semaphore: Any, deadline: float) -> int | None:
+    """See waiting.Attempt."""
+    found: int | None = semaphore._counts._try()
+    if found is False:
+        found = await lookout.attempt(semaphore, monotonic() + waiting.moments(deadline))
+    return found
 
 
 async def serve(steps: waiting.Steps[T], lock: Any) -> T:
@@ -225,9 +239,11 @@ async def serve(steps: waiting.Steps[T], lock: Any) -> T:
             act = partial(steps.throw, error)
 
 
-async def _come_of(step: waiting.Step, lock: Any) -> bool:
+async def _come_of(step: waiting.Step, lock: Any) -> Any:
     if isinstance(step, waiting.Sleep):
-        return await lookout.news(lock, step.epoch, step.deadline, step.method)
+        return await lookout.news(lock, step.epoch, step.until, step.timed, step.method)
+    if isinstance(step, waiting.Attempt):
+        return await _attempt(step.semaphore, step.deadline)
     cancelled = None
     while True:
         try:

@@ -92,9 +92,16 @@ class Graph:
         """Each once."""
         return list(dict.fromkeys(edge.party for edge in self.edges))
 
-    def label(self, place: str) -> str:
-        """The name of the resource that is there."""
-        return next((one.label for one in self.resources if one.place == place), place)
+    def at_places(self) -> dict[str, list[Edge]]:
+        """Of each resource, by its place, who has it and who waits for it."""
+        found: dict[str, list[Edge]] = {one.place: [] for one in self.resources}
+        for edge in self.edges:
+            found[edge.place].append(edge)
+        return found
+
+    def labels(self) -> dict[str, str]:
+        """The names of the resources, by their places."""
+        return {one.place: one.label for one in self.resources}
 
 
 def graph_of(resources: Iterable[Resource]) -> Graph:
@@ -133,35 +140,84 @@ def _edges(one: Resource) -> Iterator[Edge]:
 
 
 def _cycles(edges: list[Edge]) -> tuple[tuple[Edge, ...], ...]:
-    """Of each place that is in one, the shortest; each cycle once."""
+    """Of each place that is in one, the shortest; each cycle once.
+
+    Places from which there is a way to each other are looked at by themselves.  Most are a plain ring: then it takes as
+    many steps as there are edges.
+    """
     ahead = _ahead(edges)
+    group = _groups(ahead)
+    inside = {
+        place: [wait for wait in waits if group.get(wait.place) == group[place]] for place, waits in ahead.items()
+    }
+    branching = {group[place] for place, waits in inside.items() if len(waits) > 1}
     found: dict[frozenset[str], tuple[Edge, ...]] = {}
-    for place in ahead:
-        if cycle := _cycle_through(place, ahead):
+    rings: set[int] = set()
+    for place, waits in inside.items():
+        if waits and group[place] not in rings and (cycle := _cycle_through(place, inside)):
             found.setdefault(frozenset(edge.place for edge in cycle), cycle)
+            if group[place] not in branching:
+                rings.add(group[place])
     return tuple(found.values())
+
+
+def _groups(ahead: dict[str, list[Edge]]) -> dict[str, int]:
+    """For each place that is held a number, which it shares with those that it leads to and that lead back to it: the
+    strongly connected components, by Tarjan's algorithm (1972), without recursion."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    group: dict[str, int] = {}
+    open_places: list[str] = []
+    for root in ahead:
+        way = [(root, iter(ahead[root]))] if root not in order else []
+        while way:
+            place, waits = way[-1]
+            if place not in order:
+                order[place] = lowest[place] = len(order)
+                open_places.append(place)
+            following = next((wait.place for wait in waits if wait.place in ahead and wait.place not in group), None)
+            if following is None:
+                way.pop()
+                if lowest[place] == order[place]:
+                    while place not in group:
+                        group[open_places.pop()] = order[place]
+                elif way:
+                    lowest[way[-1][0]] = min(lowest[way[-1][0]], lowest[place])
+            elif following in order:
+                lowest[place] = min(lowest[place], order[following])
+            else:
+                way.append((following, iter(ahead[following])))
+    return group
 
 
 def _ahead(edges: list[Edge]) -> dict[str, list[Edge]]:
     """For each place that is held, the waits that must end before its holder goes on."""
-    waits: dict[tuple[int, int], list[Edge]] = {}
+    waits: dict[tuple[int, int, int, int], list[Edge]] = {}
     for edge in edges:
         if not edge.holds and edge.what == "lock":
-            waits.setdefault((edge.party.pid, edge.party.start), []).append(edge)
+            waits.setdefault(_whose(edge.party), []).append(edge)
     held = [edge for edge in edges if edge.holds and edge.what == "lock"]
     return {
-        edge.place: [wait for wait in waits.get((edge.party.pid, edge.party.start), ()) if _stops(wait, edge)]
+        edge.place: [wait for whose in _stopped_by(edge.party) for wait in waits.get(whose, ()) if _stops(wait, edge)]
         for edge in held
     }
 
 
+def _whose(party: Party) -> tuple[int, int, int, int]:
+    return party.pid, party.start, 0 if party.task_id else party.tid, party.task_id
+
+
+def _stopped_by(party: Party) -> Iterator[tuple[int, int, int, int]]:
+    """Whose waits a holder cannot go on in: its own, and of a task also its thread's."""
+    if party.task_id:
+        yield party.pid, party.start, 0, party.task_id
+    if party.known is not None:
+        yield party.pid, party.start, party.known.tid, 0
+
+
 def _stops(wait: Edge, held: Edge) -> bool:
-    """Can that holder not go on while this wait lasts?  Nor can a task whose thread waits."""
-    if wait.party.task_id:
-        same = wait.party.task_id == held.party.task_id
-    else:
-        same = held.party.known is not None and wait.party.tid == held.party.known.tid
-    return same and wait.since + _TICK > held.since
+    """Did the holder have it when this wait of its own began?"""
+    return wait.since + _TICK > held.since
 
 
 def _cycle_through(place: str, ahead: dict[str, list[Edge]]) -> tuple[Edge, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from . import native
@@ -11,6 +12,7 @@ from .backends.base import Handle
 from .backends.survey import Resource, survey
 from .backends.waiters import Waiter
 from .owner import Owner
+from .semaphore import Semaphore
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ def holder(obj: object) -> Owner | None:
     """Who holds the object's lock now, in whatever process; None if nobody does.
 
     Takes no lock and never blocks, so the answer may be a moment old.  Raises: NotInitializedError: if it has no lock.
+    TypeError: of a Semaphore or Pool, which several hold at once: resources() has them.
     """
     return _lock_of(obj).owner()
 
@@ -35,7 +38,7 @@ def holder(obj: object) -> Owner | None:
 def statistics(obj: object) -> Statistics:
     """How the object's lock has been used, by all processes.  Never blocks.
 
-    Raises: NotInitializedError: if it has no lock.
+    Raises: NotInitializedError: if it has no lock.  TypeError: as holder.
     """
     return Statistics(*_lock_of(obj)._counters())
 
@@ -44,7 +47,7 @@ def waiters(obj: object) -> list[Waiter]:
     """Who waits for the object's lock, for one of its guards or for its readers, in whatever process; the oldest first.
 
     Only looks, and never blocks, so the answer may be a moment old, and who has just begun to wait may be missing.
-    Raises: NotInitializedError: if it has no lock.
+    Raises: NotInitializedError: if it has no lock.  TypeError: as holder.
     """
     lock = _lock_of(obj)
     cell = waiting.cell_of(lock)
@@ -67,6 +70,17 @@ def _busyness(resource: Resource) -> tuple[object, ...]:
 
 
 def _lock_of(obj: object) -> Handle:
+    if _is_of_several(obj):
+        raise TypeError(
+            f"{type(obj).__name__} is held by several at once: free() says what nobody has, and coheld.resources() "
+            "which processes have the rest, and who waits"
+        )
     lock: Handle = native.lock_of(obj)
     lock.attach()
     return lock
+
+
+def _is_of_several(obj: object) -> bool:
+    """May several hold it at once?"""
+    pool = sys.modules.get("coheld.pool")  # else there is none
+    return isinstance(obj, Semaphore) or (pool is not None and isinstance(obj, pool.Pool))

@@ -16,12 +16,10 @@ from .backends import tasking
 from .errors import CoheldError, LockTimeout
 from .lockable import Lockable
 from .process import at_fork, start_of
-from .state import shared
+from .state import shared, snapshot
 
 _SLICE = 0.05
 """How long who waits sleeps at most before it looks whether those who hold leases live, seconds."""
-MOMENTS = 0.1
-"""For how long to wait for the ledger at least, which all have for moments, seconds."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Ledger(Lockable):
         del self.leases[key]
         return True
 
-    @Lockable.locked(timeout=MOMENTS)
+    @Lockable.locked(timeout=waiting.MOMENTS)
     def forget(self, numbers: Collection[int]) -> None:
         """Nothing of the requests is left. Raises: LockTimeout: if who has the ledger does not go on."""
         self.keep(lambda one: one.number not in numbers)
@@ -106,6 +104,11 @@ class Ledger(Lockable):
             del self.leases[key]
         self.queue[:] = [one for one in self.queue if stays(one)]
 
+    def lessees(self, keys: Collection[str]) -> str:
+        """Whose processes have these, as messages say it; without the lock."""
+        holders = sorted({one.pid for key, one in snapshot(self).leases.items() if key in keys})
+        return ", ".join(f"process {pid}" for pid in holders[:5]) or "others, who have just given them back"
+
     def steps(self, request: Request, deadline: float) -> waiting.Steps[str]:
         """By the owner: what the request has got.  One that does not wait is not queued.
 
@@ -113,6 +116,7 @@ class Ledger(Lockable):
         """
         lock, queued = native.lock_of(self), False
         depth, _, (_, _, _, method) = lock._record()
+        patience: waiting.Patience | None = None
         while (key := self.take(request)) is None:
             self.bury()
             if (key := self.take(request)) is not None:
@@ -124,10 +128,13 @@ class Ledger(Lockable):
                 self.queue.append(request)
             if lock.pending:
                 lock._commit()
-            yield waiting.Sleep(lock._suspend(not queued), min(deadline, monotonic() + _SLICE))
+            epoch = lock._suspend(not queued)
             queued = True
+            patience = patience or waiting.telling(lock, lambda: f"what would do is with {self.lessees(request.keys)}")
+            patience.look()
+            yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)
             nested = depth > 1  # a signal's handler waits: the call that it came in goes on with the ledger
-            again = waiting.FOREVER if nested else monotonic() + moments(deadline)
+            again = waiting.FOREVER if nested else monotonic() + waiting.moments(deadline)
             if not (yield waiting.Take(self, method, depth, again, keep=nested)):
                 raise LockTimeout
         return key
@@ -239,8 +246,3 @@ class _Lost:
 lost = _Lost()
 at_fork(child=lost.begin)
 tasking.when_closed.append(lost.note_waits)
-
-
-def moments(deadline: float) -> float:
-    """How long to wait for the ledger, which everybody has for moments only, by who tries once, too; seconds."""
-    return max(waiting.left(deadline), MOMENTS)

@@ -171,7 +171,7 @@ def _hang_lock(obj: Lockable, name: str | None, backend: str | None) -> Handle:
     if name is not None:
         lock = _mutex.named(name, backend)
     elif not isinstance(lock, Handle):
-        lock = _mutex.anonymous()
+        lock = _mutex.anonymous(type(obj))
     native.hang(obj, lock)
     return lock
 

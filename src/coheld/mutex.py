@@ -12,15 +12,16 @@ from .backends.base import Handle, known
 from .errors import LockTimeout
 
 
-def anonymous() -> Handle:
-    """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
-    return _maker_of_anonymous()()
+def anonymous(cls: type | None = None) -> Handle:
+    """A new lock that others reach by fork, spawn or pickle, of an object of that class. Raises: OSError: if there is
+    no room for it."""
+    return _maker_of_anonymous()(cls)
 
 
 @functools.cache
-def _maker_of_anonymous() -> Callable[[], Handle]:
+def _maker_of_anonymous() -> Callable[[type | None], Handle]:
     """All of a process live in one place: to look at the environment takes longer than to make one."""
-    make: Callable[[], Handle] = backend_of(None).anonymous
+    make: Callable[[type | None], Handle] = backend_of(None).anonymous
     return make
 
 

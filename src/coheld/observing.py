@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 class Observer(Protocol):
     """What start takes.  Its methods must be quick, and may be called by several threads at once.
 
-    It may have a third, ``recovered(lock)``: the caller has just taken it over from an owner that died; acquired comes
-    after that, as what the dead one left is put right in between.
+    It may have two more: ``recovered(lock)``: the caller has just taken it over from an owner that died; acquired comes
+    after that, as what the dead one left is put right in between.  ``timed_out(lock)``: the caller has waited in vain,
+    for as long as it was ready to; a try is no wait.
     """
 
     def acquired(self, lock: Handle, waited: float) -> None:
@@ -75,7 +76,13 @@ at_fork(child=_process.begin)
 
 
 def start(observer: Observer) -> None:
-    """The observer is told of every lock of this process from now on; once, however often it is started."""
+    """The observer is told of every lock of this process from now on; once, however often it is started.
+
+    Raises: TypeError: if it has no methods acquired and released.
+    """
+    for method in ("acquired", "released"):
+        if not callable(getattr(observer, method, None)):
+            raise TypeError(f"{type(observer).__name__} is no observer: it has no method {method}")
     with _process.guard:
         _tell_these([*(one for one in _process.observers if one is not observer), observer])
 
@@ -132,8 +139,13 @@ def recovered(lock: Handle) -> None:
     _tell(lock, lambda observer: getattr(observer, "recovered", _ignore)(lock))
 
 
+def timed_out(lock: Handle) -> None:
+    """By who has waited for it in vain."""
+    _tell(lock, lambda observer: getattr(observer, "timed_out", _ignore)(lock))
+
+
 def _ignore(_lock: Handle) -> None:
-    """What an observer without a third method does."""
+    """What an observer without that method does."""
 
 
 def _tell(lock: Handle, call: Callable[[Observer], None], tried: bool = False) -> None:

@@ -11,6 +11,9 @@ is right.
 
 Not seen are: what other processes do, each of which checks itself; readers, semaphores and pools' leases, of which any
 will do; a try that would not have waited (it counts as held by what is taken after it). A wait with a time-out is seen.
+
+What was seen long ago is forgotten where there is too much: of names, and of pairs of which one was taken after the
+other, the last 10,000 are known.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 import threading
 import traceback
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +43,8 @@ _ID = re.compile(
 )
 _DEEPEST = 60
 """Frames that are kept of a stack, the innermost."""
+_MOST = 10_000
+"""Of what has a name, and of pairs of which one was taken after the other: the oldest are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +183,8 @@ class _Edge:
 
 
 class _Check:
-    """An observer: what was taken while what was held.  Nodes of locks without a name go with them."""
+    """An observer: what was taken while what was held.  Nodes of locks without a name go with them; others when there
+    are too many."""
 
     def __init__(self) -> None:
         self.found: list[Inversion] = []
@@ -186,6 +193,7 @@ class _Check:
         self.anonymous: weakref.WeakKeyDictionary[Handle, _Node] = weakref.WeakKeyDictionary()
         self.after: weakref.WeakKeyDictionary[_Node, weakref.WeakKeyDictionary[_Node, _Edge]]
         self.after = weakref.WeakKeyDictionary()
+        self.edges: deque[tuple[weakref.ref[_Node], weakref.ref[_Node]]] = deque()  # the oldest first
         self.begin()
 
     def begin(self) -> None:
@@ -227,10 +235,24 @@ class _Check:
                 edge = _Edge(taken.who, first.kind, held.label, held.trace, taken.label, taken.trace)
                 way = self._way(second, first)
                 after[second] = edge
+                self._bound(first, second)
                 if way:
                     inversion = self._inversion(frozenset([first.kind, second.kind]), [*way, edge])
         if inversion is not None:
             logging.getLogger("coheld").warning("%s", inversion)
+
+    def _bound(self, first: _Node, second: _Node) -> None:
+        """An edge is new: the oldest tenth goes, where that makes too many.  Those of locks that are gone went with
+        them, and are passed over first."""
+        self.edges.append((weakref.ref(first), weakref.ref(second)))
+        if len(self.edges) > _MOST:
+            self.edges = deque(edge for edge in self.edges if edge[0]() is not None and edge[1]() is not None)
+            while len(self.edges) > _MOST * 9 // 10:
+                one, other = (reference() for reference in self.edges.popleft())
+                if one is not None and other is not None:
+                    self.after[one].pop(other, None)
+        while len(self.named) > _MOST:
+            del self.named[next(iter(self.named))]
 
     def _nodes(self, held: _Hold, taken: _Hold) -> tuple[_Node, _Node]:
         """Of the locks, where both are of one class; else of the classes, where they are known."""

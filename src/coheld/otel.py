@@ -1,4 +1,5 @@
-"""Metrics of locks, by OpenTelemetry: how long callers wait, how long they hold, how many wait, how many owners died.
+"""Metrics of locks, by OpenTelemetry: how long callers wait, how long they hold, how many wait or gave up, how many
+owners died; and, as a look shows them, reading calls, and permits that are taken or waited for.
 
 An observer (observing.py) keeps, for each lock that a thread or its tasks hold, since when; what is known is recorded
 after the release, where nobody waits for it.  So a call that never ends is in no histogram: the number of those that
@@ -17,14 +18,14 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import observing
 from ._version import __version__
 from .backends import files
-from .backends.base import handles
+from .backends.base import Gatekeeping, handles
 from .process import at_fork
 
 if TYPE_CHECKING:
@@ -93,12 +94,20 @@ class _Recorder:
             unit="{recovery}",
             description="Locks that this process took over from an owner that died",
         )
-        meter.create_observable_gauge(
-            "coheld.lock.waiters",
-            [self.waiters],
-            unit="{waiter}",
-            description="How many wait for a lock now, in all processes",
+        self.timeouts = meter.create_counter(
+            "coheld.lock.timeouts",
+            unit="{timeout}",
+            description="Callers of this process that waited for a lock for as long as they were ready to, in vain",
         )
+        for name, look, unit, what in (
+            ("lock.waiters", self.waiters, "{waiter}", "How many wait for a lock"),
+            ("lock.readers", self.readers, "{call}", "How many reading calls run"),
+            ("semaphore.permits", self.permits, "{permit}", "How many permits are taken"),
+            ("semaphore.waiters", self.queues, "{waiter}", "How many wait for a permit"),
+        ):
+            meter.create_observable_gauge(
+                f"coheld.{name}", [look], unit=unit, description=f"{what} now, in all processes"
+            )
 
     def acquired(self, lock: Handle, waited: float) -> None:
         self.key_of(lock)
@@ -115,26 +124,59 @@ class _Recorder:
     def recovered(self, lock: Handle) -> None:
         self.recoveries.add(1, _attributes(self.key_of(lock)))
 
+    def timed_out(self, lock: Handle) -> None:
+        self.timeouts.add(1, _attributes(self.key_of(lock)))
+
     def key_of(self, lock: Handle) -> _Key:
         if (found := self.keys.get(lock)) is None or found[0] == _ANONYMOUS:
             found = self.keys[lock] = _name_of(lock), lock.resource.scheme
         return found
 
     def waiters(self, _options: CallbackOptions) -> Iterable[Observation]:
-        """Of the named locks that this process has now, and the anonymous ones that it has held."""
+        return self.seen(self.known(), lambda lock: lock._counters()[3])
+
+    def readers(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return self.seen((lock for lock in self.known() if lock.readers is not None), _inside)
+
+    def permits(self, _options: CallbackOptions) -> Iterable[Observation]:
+        mutexes = (lock for lock in _named(files.SEMAPHORE) if not isinstance(lock, Gatekeeping))
+        return self.seen((lock for lock in mutexes if lock.readers is not None), _inside)
+
+    def queues(self, _options: CallbackOptions) -> Iterable[Observation]:
+        """Who has the gate waits, and whoever waits for the gate."""
+        gates = (lock for lock in _named(files.SEMAPHORE) if isinstance(lock, Gatekeeping))
+        return self.seen(gates, _before)
+
+    def seen(self, locks: Iterable[Handle], count: Callable[[Handle], int]) -> Iterable[Observation]:
         from opentelemetry.metrics import Observation
 
         if _process.recorder is not self:
             return []
         counts = Counter[_Key]()
-        for lock in self.known():
-            counts[self.key_of(lock)] += lock._counters()[3]
-        return [Observation(count, _attributes(key)) for key, count in counts.items()]
+        for lock in locks:
+            counts[self.key_of(lock)] += count(lock)
+        return [Observation(number, _attributes(key)) for key, number in counts.items()]
 
     def known(self) -> Iterator[Handle]:
-        held = (reference() for reference in self.keys.keyrefs())
-        named = (lock for lock in handles() if getattr(lock.resource, "kind", None) == files.NAMED)
-        return (lock for lock in {*held, *named} if lock is not None and lock.attached)
+        """The named locks that this process has now, and the anonymous ones that it has held."""
+        held = (lock for reference in self.keys.keyrefs() if (lock := reference()) is not None and lock.attached)
+        locks = {*held, *(lock for lock in _named(files.NAMED) if lock.attached)}
+        return (lock for lock in locks if getattr(lock.resource, "kind", None) != files.SEMAPHORE)
+
+
+def _named(kind: int) -> Iterator[Handle]:
+    """Those that this process has now."""
+    return (lock for lock in handles() if getattr(lock.resource, "kind", None) == kind)
+
+
+def _inside(lock: Handle) -> int:
+    """Reading calls, or permits, by its register."""
+    return sum(count for _, _, count in lock.readers.living())
+
+
+def _before(gate: Handle) -> int:
+    """Who waits for a permit, by the gate: one that this process has not looked for yet has nobody of it."""
+    return gate._counters()[3] + (gate.owner() is not None) if gate.attached else 0
 
 
 _ANONYMOUS = "anonymous"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .process import command_of, start_of, thread_name, thread_runs
+from .process import command_of, start_of, thread_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,8 @@ class Owner:
     process started, in the system's own unit (on Linux clock ticks since boot).  method: the locked method, "" for
     acquire and with.  since: when it took the lock, seconds of time.monotonic(), to 1/100 s; 0 where that is not known.
     depth: how many times it holds it.  task_id: of a task that holds it, a number that no other living task of its
-    process has; 0: the thread does.  task: its name, where it is known: in its own process.  host: on which it runs; empty:
-    on this one.
+    process has; 0: the thread does.  task, thread: the names of that task, and of the thread; empty where they are not
+    known.  Of another process they are what it has last said of them.  host: on which it runs; empty: this one.
     """
 
     pid: int
@@ -27,13 +27,9 @@ class Owner:
     since: float = 0.0
     depth: int = 0
     task_id: int = 0
-    task: str = ""
+    task: str = field(default="", compare=False)
+    thread: str = field(default="", compare=False)
     host: str = ""
-
-    @property
-    def thread(self) -> str:
-        """The name of its thread; empty where it is not known. Of another process it is what the system calls it."""
-        return "" if self.host else thread_name(self.pid, self.tid)
 
     @property
     def command(self) -> str:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from . import native, waiting
 from .errors import CoheldError, LockTimeout, NotInitializedError, PermitError
-from .ledger import MOMENTS, Ledger, NotGot, Request, lives, lost, me, moments
+from .ledger import Ledger, NotGot, Request, lives, lost, me
 from .lockable import Lockable
 from .state import snapshot
 
@@ -121,7 +121,8 @@ class Lease(Generic[R]):
 
     def __enter__(self) -> R:
         ledger, deadline = self._begin()
-        serve = Lockable.locked(timeout=moments(deadline))(Ledger.serve)  # no interrupt comes between lock and body
+        moments = waiting.moments(deadline)
+        serve = Lockable.locked(timeout=moments)(Ledger.serve)  # no interrupt comes between lock and body
         try:
             self._key = serve(ledger, self._steps(deadline))
             return self._got()
@@ -135,7 +136,7 @@ class Lease(Generic[R]):
 
         ledger, deadline = self._begin()
         try:
-            if not await aio.acquire(ledger, moments(deadline)):
+            if not await aio.acquire(ledger, waiting.moments(deadline)):
                 raise LockTimeout
             try:
                 self._key = await aio.serve(self._steps(deadline), native.lock_of(ledger))
@@ -208,7 +209,7 @@ class Lease(Generic[R]):
         from . import aio
 
         try:
-            if not await aio.acquire(self._pool._ledger, MOMENTS):
+            if not await aio.acquire(self._pool._ledger, waiting.MOMENTS):
                 self._lose()
                 return
         except BaseException:
@@ -263,10 +264,9 @@ class Lease(Generic[R]):
 
     def _not_got(self) -> LockTimeout:
         ledger, label = self._pool._ledger, native.lock_of(self._pool._ledger).label
-        holders = sorted({one.pid for key, one in snapshot(ledger).leases.items() if key in self._keys})
-        who = ", ".join(f"process {pid}" for pid in holders[:5]) or "others, who have just given them back"
         return LockTimeout(
-            f"pool {label}: none of {len(self._keys)} resources was free for {self._seconds:g} s; they are with {who}",
+            f"pool {label}: none of {len(self._keys)} resources was free for {self._seconds:g} s; they are with "
+            f"{ledger.lessees(self._keys)}",
             resource=label,
             waited=self._seconds,
         )

@@ -35,10 +35,13 @@ class _Session:
     """Of one run of pytest.  seen: so many inversions have made a test fail.  started: it has begun to check.  stderr:
     that of the run, and not what pytest captures."""
 
+    closed = False
+
     def __init__(self) -> None:
         self.seen = 0
         self.started = False
         self.stderr = os.dup(_stderr())
+        self.writing = threading.RLock()  # a timer may be about to write when the run ends
         self.timers: dict[str, threading.Timer] = {}
 
     def news(self) -> str:
@@ -50,7 +53,9 @@ class _Session:
     def tell(self, test: str) -> None:
         """Who has what, at once: the process may not live for long."""
         lines = ["", f"+++ {_TITLE}, as {test} times out +++", *_table(), ""]
-        os.write(self.stderr, "\n".join(lines).encode(errors="replace"))
+        with self.writing:
+            if not self.closed:  # else the number may be another file's
+                os.write(self.stderr, "\n".join(lines).encode(errors="replace"))
 
     def tell_before(self, seconds: float, test: str, why: str) -> None:
         """Tell a moment before these seconds are over, unless it is called off."""
@@ -67,7 +72,10 @@ class _Session:
     def close(self) -> None:
         for why in list(self.timers):
             self.call_off(why)
-        os.close(self.stderr)
+        with self.writing:
+            if not self.closed:
+                self.closed = True
+                os.close(self.stderr)
 
 
 _session = pytest.StashKey[_Session]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 from operator import index
 from time import monotonic
@@ -92,7 +93,8 @@ class Semaphore(native.SemaphoreBase):
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
-        self.release()
+        """Give it back without blocking the loop: a thread does it where another keeps the register."""
+        self._give_soon()
 
     def __repr__(self) -> str:
         if self._lock is None or self._lock.readers is None:
@@ -122,24 +124,42 @@ class Semaphore(native.SemaphoreBase):
         """By the owner of the mutex."""
         self._lock._open_register(self._value)
 
-    def _steps(self, deadline: float) -> waiting.Steps[bool]:
+    def _patience(self) -> waiting.Patience:
+        """Of one who begins to wait; in the queue for the gate he says nothing, as who has that has no permit."""
+        return waiting.telling(self._lock, self._lock._why_not)
+
+    def _steps(self, deadline: float, patience: waiting.Patience) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
-        while (epoch := self._counts._try()) is not None:
+        while (epoch := (yield waiting.Attempt(self, deadline))) is not None:
             if monotonic() >= deadline:
                 return False
-            yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE))
+            patience.look()
+            if epoch is not False:
+                yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)
         return True
 
     def _take(self, seconds: float) -> bool:
         """By the half in C, where this is not native: a permit within that time?"""
         self._check_initialized()
-        taken: bool = self._counts.take(seconds, self._steps)
+        taken: bool = self._counts.take(seconds, self._steps, self._patience)
         return taken
 
-    def _give(self, count: int) -> None:
+    def _give(self, count: int, seconds: float = waiting.FOREVER) -> bool:
+        """The same; False: another has the register for longer than that."""
         self._check_initialized()
-        if (held := self._counts.give(count)) < count:
+        held = self._counts.give(count, seconds)
+        if held is not None and held < count:
             self._not_held((held, count))
+        return held is not None
+
+    def _give_soon(self) -> None:
+        """A permit, by who cannot wait for the register.  Never blocks, but where no thread is to be had."""
+        self._check_initialized()
+        if not (self._give_at_once() if self._permits is None else self._give(1, 0)):
+            try:
+                _thread.start_new_thread(self.release, ())  # threading's own start waits for the thread
+            except RuntimeError:
+                self.release()
 
     def _check_initialized(self) -> None:
         if self._lock is None:

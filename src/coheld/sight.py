@@ -30,8 +30,9 @@ class Sight:
 
     @property
     def name(self) -> str:
-        """As tables have it; without a name, that of its place."""
-        return printable(self.resource.called)
+        """As tables have it; without a name, its class and its place."""
+        one = self.resource
+        return printable(f"{one.class_name} ({one.called})" if one.class_name else one.called)
 
     def lines(self) -> list[str]:
         """All that is known."""

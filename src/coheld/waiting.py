@@ -26,6 +26,8 @@ T = TypeVar("T")
 FOREVER = math.inf
 _AGES = 9e9  # seconds; 285 years and more are for ever, and no clock can count them in nanoseconds
 _FIRST_NAP, LONGEST_NAP = 0.0002, 0.005
+MOMENTS = 0.1
+"""For how long to wait at least, by who tries once, too, for what everybody has for moments only, seconds."""
 _MISSING: Any = object()
 
 
@@ -79,21 +81,58 @@ def left(deadline: float) -> float:
     return deadline - monotonic()
 
 
+def moments(deadline: float) -> float:
+    """How long who has until that deadline waits for what everybody has for moments only, seconds."""
+    return max(left(deadline), MOMENTS)
+
+
+class Patience:
+    """Of one wait.  ask: called when it has lasted for long, with how long, and whether that was told of; returns when
+    to call again.  All in seconds since it began."""
+
+    def __init__(self, ask: Callable[[float, bool], float], first: float) -> None:
+        self._ask, self._told, self._begun = ask, False, monotonic()
+        self._next = first
+
+    @property
+    def until(self) -> float:
+        """When to look next, a time.monotonic()."""
+        return self._begun + self._next
+
+    def look(self) -> None:
+        """Called again and again.  Raises: DeadlockError: where the wait cannot end."""
+        waited = monotonic() - self._begun
+        if waited >= self._next:
+            self._next = self._ask(waited, self._told)
+            self._told = waited >= TOLD_AFTER
+
+
+def telling(lock: Any, why: Callable[[], str]) -> Patience:
+    """Of a wait for more than the lock, of which one line tells once it has lasted for long."""
+
+    def tell(waited: float, _told: bool) -> float:
+        lock._waits_long(waited, why())
+        return FOREVER
+
+    return Patience(tell, TOLD_AFTER)
+
+
 class NotSo(Exception):
     """The deadline has passed, and it does not hold.  Internal: whoever called says it in his own words."""
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """Until a release or a death after that epoch, or the deadline; for a call of that method."""
+    """Answered with True: a release or a death after that epoch; False: none until that time.  timed: the whole wait
+    has a deadline.  For a call of that method."""
 
     epoch: int
-    deadline: float
+    until: float
+    timed: bool
     method: str = ""
 
     def block(self, lock: Mutex) -> bool:
-        lock._sleep(self.epoch, self.deadline, self.method)
-        return True
+        return lock._sleep(self.epoch, self.until, self.method, self.timed)
 
 
 @dataclass(frozen=True)
@@ -111,11 +150,24 @@ class Take:
         return lock._resume(self.obj, self.method, self.levels, self.deadline, self.keep)
 
 
-Step = Sleep | Take
-Steps = Generator[Step, bool, T]
+@dataclass(frozen=True)
+class Attempt:
+    """To take a permit of a semaphore, until that deadline.  Answered with None: this process has one more; the epoch
+    that the next release moves on: none was free; or False: another has kept the register for longer than moments."""
+
+    semaphore: Any
+    deadline: float
+
+    def block(self, _lock: Mutex) -> int | None:
+        found: int | None = self.semaphore._permits._try(moments(self.deadline))
+        return found
 
 
-def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, keep: bool) -> Steps[T]:
+Step = Sleep | Take | Attempt
+Steps = Generator[Step, Any, T]
+
+
+def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep: bool) -> Steps[T]:
     """What holds() returns once that is true.  The lock is held by who calls; it is given up, all levels of it, while
     it does not hold, and held again whenever holds() is called.
 
@@ -124,13 +176,20 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
     Raises: NotSo: if the deadline passes.
     """
     depth, _, (_, _, _, method) = lock._record()
+    patience: Patience | None = None
     first = keep  # who waits inside of a call may have changed something; who waits before it has not
     while not (value := holds()):
         if monotonic() >= deadline:
             raise NotSo
         take = Take(obj, method, depth, FOREVER if keep else deadline, keep)
         try:
-            yield Sleep(lock._suspend(first), deadline, method)
+            epoch = lock._suspend(first)
+            patience = patience or telling(lock, partial(_not_yet, lock))
+            patience.look()
+            while not (yield Sleep(epoch, min(deadline, patience.until), deadline < FOREVER, method)):
+                if left(deadline) <= 0:
+                    break
+                patience.look()
             got = yield take
         except GeneratorExit:  # first of all: the collector may run in the thread that owns the lock now
             raise
@@ -142,6 +201,11 @@ def until(lock: Mutex, obj: object, holds: Callable[[], T], deadline: float, kee
             raise NotSo
         first = False
     return value
+
+
+def _not_yet(lock: Any) -> str:
+    """Why a wait for what others bring about goes on, as messages say it."""
+    return f"it is not yet so; {lock._why_not() if lock.owner() else 'nobody holds it'}"
 
 
 def _taken_back(lock: Mutex, take: Take, error: BaseException) -> Steps[None]:

@@ -246,3 +246,52 @@ def test_the_table_shows_the_busiest_and_how_many_more_there_are() -> None:
         lines = commands.coheld("ps").stdout.splitlines()
     assert lines[1].startswith("n44") and len(lines) == 42 and lines[-1] == "and 5 more: coheld ps --json"
     assert len(listed()) == 45
+
+
+OF_CLASSES = """
+import json, os, coheld
+
+class Bed(coheld.Lockable): pass
+class Odd(coheld.Lockable): __module__ = ["no", "name"]
+class Gpu(coheld.Lockable): pass
+
+kept = [Bed(), Gpu(), Odd(), Bed()]
+gone = [type(f"C{number}", (coheld.Lockable,), {})() for number in range(60)]
+print(json.dumps(sorted(
+    one.class_name for one in coheld.resources() if one.acquisitions == 0 and one.class_name)))
+del gone
+again = [Bed() for _ in range(60)]
+print(json.dumps(sorted(one.class_name for one in coheld.resources() if one.class_name)))
+with kept[1], again[0]:
+    print(*(one.label for one in coheld.resources() if one.holder), sep="\\n", flush=True)
+    from coheld.cli import main
+    main(["ps"])
+    main(["ps", "--json"])
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_locks_without_a_name_have_their_class(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COHELD_BACKEND", backend)
+    many, again, *labels = procs.run(OF_CLASSES).splitlines()
+    classes = json.loads(many)
+    assert classes.count("__main__.Bed") == 2 and classes.count("__main__.Gpu") == 1
+    assert len(classes) < 62, "a file has room for 56"
+    assert {f"__main__.C{number}" for number in range(54)} <= set(classes) >= set(json.loads(again))
+    assert json.loads(again).count("__main__.Bed") >= 60
+    for name in ("__main__.Bed", "__main__.Gpu"):
+        assert any(line.startswith("anonymous lock ") and line.endswith(f" of {name}") for line in labels)
+        assert any(line.startswith(f"{name} (") for line in labels), "in the table"
+        assert any(f'"class": "{name}"' in line for line in labels), "and for programs"
+
+
+def test_a_damaged_page_of_classes_is_passed_over(rng: random.Random) -> None:
+    router = Router()
+    path, _, _ = coheld.resources()[0].place.rpartition(":")
+    with open(path, "r+b") as file:
+        file.seek(512)
+        file.write(rng.randbytes(4096 - 512))
+    with router:
+        (found,) = [one for one in coheld.resources() if one.holder]
+        assert found.called in commands.coheld("ps").stdout
+    assert Router() is not None

@@ -3,7 +3,7 @@
 A backend is a module with a scheme (``shm:``), and has
 
     Mutex               its Handle: takes and gives back, knows owner, flags and counters
-    anonymous()         a new Mutex that others reach by fork, spawn or pickle
+    anonymous(cls)      a new Mutex that others reach by fork, spawn or pickle; cls is for display
     named(name)         the resource of that name, as this process finds it
     resource(*token)    the resource that a pickled Mutex travels as
     CAPABILITIES        what it can give that others cannot
@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
 from .. import native, observing
 from ..errors import CoheldError, IncompatibleError, LockTimeout, NotOwnerError
 from ..owner import Owner
-from ..process import at_fork
+from ..process import at_fork, thread_name
 from ..waiting import FOREVER, TOLD_AFTER
 from . import files, leaving, of_scheme, waiters
 from .monitor import Monitor
@@ -102,11 +102,16 @@ class Handle(Monitor, Tasking, _Half):
 
     def owner(self) -> Owner | None:
         """Who holds the lock now, or None; a look without a lock, so it may be a moment old. Never blocks."""
-        depth, since, who = self._record()
-        if not depth:
+        if (owner := self._owner()) is None:
             return None
-        task = self.task
-        return Owner(*who, since / 1e9, depth, self._task_address(), task.get_name() if task is not None else "")
+        if (task := self.task) is not None:
+            return replace(owner, thread=thread_name(owner.pid, owner.tid), task=task.get_name())
+        return waiters.Names(files.directory_here()).tell(owner, waiters.cell_of(self))
+
+    def _owner(self) -> Owner | None:
+        """The same in short, without names."""
+        depth, since, who = self._record()
+        return Owner(*who, since / 1e9, depth, self._task_address()) if depth else None
 
     def _known_owner(self) -> Owner | None:
         """As owner(), and nobody is asked for it."""
@@ -215,8 +220,14 @@ class Handle(Monitor, Tasking, _Half):
         observing.recovered(self)
 
     def _enlist(self) -> None:
-        """By a thread that waits for the first time: it has a place in the table of waiters from now on, or none."""
+        """By a thread that takes a lock for the first time: it has a place in the table of waiters from now on, and its
+        name is there; or none."""
         waiters.of_this_thread()
+
+    def _take_seat(self) -> None:
+        """By the owner, for a task: there is a seat from now on for the names of the tasks that own it, or none."""
+        if (place := waiters.seat()) is not None:
+            self._sit(place.table.map, place.slot, place)
 
     def _waits_on(self, seconds: float, told: bool, searches: bool) -> float:
         """By who has waited for so long: how long that will have been when it asks again.  Raises: DeadlockError."""
@@ -227,10 +238,10 @@ class Handle(Monitor, Tasking, _Half):
         again = seconds + waiters.SEARCH_AGAIN if searches else FOREVER
         return min(again, TOLD_AFTER) if seconds < TOLD_AFTER else again
 
-    def _waits_long(self, seconds: float) -> None:
-        """By who waits for it, once."""
+    def _waits_long(self, seconds: float, why: str = "") -> None:
+        """By who waits for it, once; why: for what more than the lock."""
         logging.getLogger("coheld").warning(
-            "%s: waited for %.3g s so far; %s; coheld ps shows more", self.label, seconds, self._why_not()
+            "%s: waited for %.3g s so far; %s; coheld ps shows more", self.label, seconds, why or self._why_not()
         )
 
     def _recover(self, obj: object) -> None:
@@ -274,7 +285,10 @@ class Handle(Monitor, Tasking, _Half):
 
     def _why_not(self) -> str:
         """Who has it, or what else is in the way."""
-        if readers := self._readers():
+        if self.readers is not None and self.readers.head.value:
+            if not self.readers.free():
+                return f"all permits are with {self._readers()}"
+        elif readers := self._readers():
             return f"read by {readers}"
         if owner := self.owner():
             return f"held by {owner}"
@@ -299,6 +313,10 @@ class Handle(Monitor, Tasking, _Half):
         """By a new owner, where somebody observes."""
         observing.taken(self, obj, waited, tried)
 
+    def _tell_timed_out(self) -> None:
+        """By who has waited in vain, where somebody observes."""
+        observing.timed_out(self)
+
     def _tell_given(self) -> None:
         """By who has given it back, where that was told."""
         observing.given(self)
@@ -316,6 +334,9 @@ class Gatekeeping(Handle if TYPE_CHECKING else object):  # type: ignore[misc]  #
     """Of the lock that the one who waits for a permit of a semaphore holds: a backend's Gate is this and its Mutex."""
 
     __slots__ = ()
+
+    def _waits_long(self, _seconds: float, _why: str = "") -> None:
+        """Who is next says who has the permits, and for how long it has waited in all: see Semaphore._patience."""
 
     def _owner_died(self, _record: tuple[int, int, int, str]) -> None:
         """It has waited, and no work of it is half done."""

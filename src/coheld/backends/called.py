@@ -21,7 +21,7 @@ from ..errors import NotOwnerError
 from ..native import READERS
 from ..observing import observed
 from ..process import at_fork
-from ..waiting import left, naps
+from ..waiting import FOREVER, left, naps
 from . import beside, claims, waiters
 from .record import Cell
 from .tally import Tally
@@ -49,42 +49,57 @@ _reads = _Reads()
 at_fork(child=_reads.forget)
 
 
-class InThread:
-    """A reading call of a thread: made before it is counted in, so that an interrupt, wherever it comes, finds who
-    counts it out: the call, or the end of this.  Its marks go with what they say in one step, see stateful.py."""
+class InTask:
+    """A reading call of a task: made before it is counted in, so that an interrupt, wherever it comes, finds who counts
+    it out: the call, or the end of this.  Its marks go with what they say in one step, see stateful.py."""
 
-    __slots__ = ("_depth", "_forks", "_tally", "counted", "known")
+    __slots__ = ("__weakref__", "_forks", "counted", "register")
 
     def __init__(self) -> None:
-        self._depth, self._forks = _reads.depth, claims.forks()
-        self._tally: Tally | None = None
-        self.counted = self.known = False
+        self._forks = claims.forks()
+        self.register: Tally | None = None
+        self.counted = False
 
-    def enter(self, tally: Tally) -> None:
-        """By the owner of the lock, or a thread that is in."""
-        self._tally, depth, key = tally, self._depth, id(tally)
-        tally.enter(self)
+    def enter(self, register: Tally) -> None:
+        """By the owner of the lock, or one who is in."""
+        self.register = register
+        register.enter(self)
+
+    def leave(self) -> None:
+        """The end of it; again, or in a child of a fork, which is not in, nothing."""
+        if self.register is not None and self._forks == claims.forks() and self.counted:
+            self.register.leave(self)
+
+    def __del__(self) -> None:
+        self.leave()
+
+
+class InThread(InTask):
+    """The same of a thread, which knows how deep it is in."""
+
+    __slots__ = ("_depth", "known")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth, self.known = _reads.depth, False
+
+    def enter(self, register: Tally) -> None:
+        super().enter(register)
+        depth, key = self._depth, id(register)
         deeper = depth.get(key, 0) + 1
         depth[key] = deeper
         self.known = True
 
     def leave(self) -> None:
-        """The end of it; again, or in a child of a fork, which is not in, nothing."""
-        tally, depth, key = self._tally, self._depth, id(self._tally)
-        if tally is None or self._forks != claims.forks():
-            return
-        if self.known:
+        depth, key = self._depth, id(self.register)
+        if self.known and self._forks == claims.forks():
             deep = depth.get(key, 0)
             self.known = False
             if deep > 1:
                 depth[key] = deep - 1
             else:
                 depth.pop(key, None)
-        if self.counted:
-            tally.leave(self)
-
-    def __del__(self) -> None:
-        self.leave()
+        super().leave()
 
 
 class Shared(_Half):
@@ -98,6 +113,8 @@ class Shared(_Half):
         _owners: dict[int, claims.Claim]
         _sleepers: deque[Any]
         _cell: Cell | None
+        _seat: waiters.Place | None
+        _named: tuple[Any, Any]
 
         def _place(self) -> Cell: ...
         def _release(self, claim: claims.Claim) -> None: ...
@@ -190,7 +207,19 @@ class Shared(_Half):
         del claim.held[self]
         claim.mark, claim.held, claim.task = caller.mark, caller.held, caller.task
         caller.held[self] = claim
+        self._name_task(caller, tid)
         claim.cell.write_owner((*caller.who[:2], tid), method, caller.address)
+
+    def _name_task(self, caller: claims.Caller, tid: int) -> None:
+        """By the owner, before the record says that a task has it: others find its name."""
+        cell = self._place()
+        if (task := caller.task and caller.task()) is None or self._named == (caller.mark, cell):
+            return
+        if self._seat is None:
+            self._seat = waiters.seat()
+        if self._seat is not None:
+            self._seat.seat_task(waiters.cell_of(self), task, tid)
+            self._named = caller.mark, cell
 
     def _nudge(self) -> None:
         """All of this process that wait look again."""
@@ -214,9 +243,21 @@ class Shared(_Half):
 
     def _thread_reads(self, obj: object, method: str, timeout: float | None, /) -> Any:
         """How the calling thread is in, by a call of its own; None: not within the time."""
-        register, place = self.readers, InThread()
+        register = self.readers
+        if register is not None and not (id(register) in _reads.depth or self._task_reads()):
+            register = None
+        return self._count_in(obj, method, timeout, register, InThread())
+
+    def _read(self, obj: object, method: bytes, again: bool, /) -> Any:
+        """How the running task is in, or None."""
+        if self.queued and not again and not self._mine():
+            return None
+        return self._count_in(obj, method.decode(errors="replace"), 0, self.readers if again else None, InTask())
+
+    def _count_in(self, obj: object, method: str, timeout: float | None, register: Tally | None, place: InTask) -> Any:
+        """At that place.  register: by which the caller is in already, and passes all who wait."""
         try:
-            if register is not None and (id(register) in _reads.depth or self._task_reads()):
+            if register is not None:
                 place.enter(register)
                 return place
             return self._queue_to_read(obj, method, timeout, place)
@@ -224,39 +265,27 @@ class Shared(_Half):
             place.leave()
             raise
 
-    def _read(self, obj: object, method: bytes, again: bool, /) -> Any:
-        """How the running task is in, or None."""
-        if again and self.readers is not None:
-            self.readers.enter()
-            return self.readers
-        if self.queued and not self._mine():
-            return None
-        return self._queue_to_read(obj, method.decode(errors="replace"), 0)
-
-    def _queue_to_read(self, obj: object, method: str, timeout: float | None, place: InThread | None = None) -> Any:
+    def _queue_to_read(self, obj: object, method: str, timeout: float | None, place: InTask) -> Any:
         mine = self._mine()
         if not self._take(obj, method, timeout, None, True):
             return None
         if mine:
             return self  # a level more
         try:
-            register = self._read_on(place)
-            return register if place is None else place
+            return self._read_on(place)
         finally:
             self.release()
 
-    def _read_on(self, place: InThread | None = None) -> Tally:
-        """By the owner: this process has one reader more; of a thread: at that place."""
+    def _read_on(self, place: InTask | None = None) -> InTask:
+        """By the owner: this process has one reader more, at that place, or a new one of a task."""
         if self.readers is None:
             self._open_register()
         register = self.readers
         assert register is not None
-        if place is None:
-            register.enter()
-        else:
-            place.enter(register)
+        place = place or InTask()
+        place.enter(register)
         self._place().flags |= READERS
-        return register
+        return place
 
     def _await_readers(self, deadline: float, stop: bytearray | None) -> bool:
         """By the owner: until nobody reads; False: not by that time.monotonic()."""
@@ -265,12 +294,17 @@ class Shared(_Half):
         if stop is not None:
             return self._look_on(deadline, stop)
         method, look_on = self._record()[2][3], partial(self._look_on, deadline, stop)
-        return waiters.listed(self, waiters.FOR_READERS, method, deadline, look_on)
+        kind = waiters.kind_of(waiters.FOR_READERS, deadline < FOREVER, False)
+        return waiters.listed(self, kind, method, look_on)
 
     def _look_on(self, deadline: float, stop: bytearray | None) -> bool:
         register = self.readers
         assert register is not None
-        who, cell, patience = claims.this_caller().who, self._place(), waiters.Patience(self, False)
+        who, cell, patience = (
+            claims.this_caller().who,
+            self._place(),
+            waiters.begin_patience(self, stop is not None, False),
+        )
         try:
             for nap in naps():
                 if not register.busy():

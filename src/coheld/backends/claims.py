@@ -33,6 +33,7 @@ from filelock import lock_descriptor, unlock_descriptor
 
 from ..errors import BackendError
 from ..process import at_fork, start_of
+from . import waiters
 from .tasking import current_task
 
 
@@ -108,6 +109,7 @@ def this_thread() -> Caller:
         return _process.local.thread  # type: ignore[no-any-return]
     except AttributeError:
         made = _process.local.thread = Caller()
+        waiters.of_this_thread()  # others are to know its name
         return made
 
 

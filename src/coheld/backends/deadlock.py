@@ -115,7 +115,7 @@ def _look(cell: Cell, lock: Handle | None = None) -> _Look:
         if len(_looks) >= _MOST:
             _looks.clear()  # others may be doing the same, and have what they look at
         directory = files.directory_here()
-        owner = _owner_of(directory, cell) if lock is None else lock.owner()
+        owner = _owner_of(directory, cell) if lock is None else lock._owner()
         _looks[cell] = look = _Look(now, owner, [] if owner is None else _waits_of(directory, owner))
     return look
 

@@ -34,6 +34,7 @@ from ..errors import BackendError, CoheldError
 from ..process import at_fork, start_of
 from . import claims, files, leaving, waiters
 from .base import Capabilities, Gatekeeping, Handle, gate, known
+from .classes import Classes
 from .polled import Polled
 from .record import CELL_SIZE, Cell
 
@@ -54,6 +55,7 @@ class Segment:
         found = os.fstat(fd)
         self.path, self.identity = path, (found.st_dev, found.st_ino)
         self.map = mmap.mmap(fd, found.st_size)
+        self.classes = Classes(self.map)
 
 
 class Mutex(Polled):
@@ -138,8 +140,8 @@ class Arena(_Cells):
         self.chunks: list[Segment] = []
         self.free: deque[tuple[Segment, int]] = deque()
 
-    def take(self, kind: type[Mutex] = Mutex) -> Mutex:
-        """A lock that nobody else has. Raises: OSError: if there is no room for it."""
+    def take(self, kind: type[Mutex] = Mutex, cls: type | None = None) -> Mutex:
+        """A lock that nobody else has, of an object of that class. Raises: OSError: if there is no room for it."""
         try:
             segment, offset = self.free.popleft()
         except IndexError:
@@ -147,7 +149,10 @@ class Arena(_Cells):
                 if not self.free:
                     self._grow()
                 segment, offset = self.free.popleft()
-        Cell(segment.map, offset).make()
+        cell = Cell(segment.map, offset)
+        cell.make()
+        if cls is not None:
+            cell.class_number = segment.classes.number(cls)
         return kind(Own(self, segment), segment, offset)
 
     def _grow(self) -> None:
@@ -207,9 +212,10 @@ def _label(path: str, offset: int) -> str:
     return f"anonymous lock {os.path.basename(directory)}/{chunk}:{offset}"
 
 
-def anonymous() -> Mutex:
-    """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
-    return _current_arena().take()
+def anonymous(cls: type | None = None) -> Mutex:
+    """A new lock that others reach by fork, spawn or pickle, of an object of that class. Raises: OSError: if there is
+    no room for it."""
+    return _current_arena().take(cls=cls)
 
 
 def _current_arena() -> Arena:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CoheldError, DeadlockError
 from ..process import at_fork
-from ..waiting import FOREVER
+from ..waiting import FOREVER, TOLD_AFTER
 from . import waiters
 from .tasking import when_closed
 from .waiters import deadlock
@@ -42,6 +42,7 @@ class Turn:
     """A task's place in a queue.  granted: how, or False."""
 
     __slots__ = (
+        "begun",
         "future",
         "granted",
         "key",
@@ -51,6 +52,7 @@ class Turn:
         "reads",
         "searches",
         "task",
+        "teller",
         "tid",
         "timer",
         "waits",
@@ -65,6 +67,8 @@ class Turn:
         self.key, self.reads = key, reads
         self.place: waiters.Place | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.teller: asyncio.TimerHandle | None = None
+        self.begun = monotonic()
         self.waits = True
         self.searches = False  # (again) for a cycle of waits that it is part of
         self.granted: Any = False
@@ -79,8 +83,9 @@ class Turn:
         """In the loop: the wait is over."""
         self.hide()
         self.place = None
-        if self.timer is not None:
-            self.timer.cancel()
+        for timer in (self.timer, self.teller):
+            if timer is not None:
+                timer.cancel()
 
     def settle(self, error: BaseException | None = None) -> None:
         """In the loop: the task goes on."""
@@ -105,6 +110,8 @@ class _Lookout:
     """A queue of turns, and the thread that serves it while there are any.  Those keep the lock, and it does not."""
 
     what_for = waiters.FOR_LOCK
+    tells = True
+    """Else it is a part of a wait, of which others tell."""
 
     def __init__(self, lock: Handle) -> None:
         self.reference = weakref.ref(lock)
@@ -122,10 +129,12 @@ class _Lookout:
         assert found is not None
         return found
 
-    async def wait(self, key: Any, method: bytes, deadline: float, reads: bool = False, keep: bool = False) -> Any:
-        """How it was granted by the deadline, a time.monotonic(); False: it was not."""
+    async def wait(
+        self, key: Any, method: bytes, deadline: float, timed: bool, reads: bool = False, keep: bool = False
+    ) -> Any:
+        """How it was granted by the deadline, a time.monotonic(); False: it was not.  timed: see waiting.Sleep."""
         turn = Turn(self.lock, key, reads)
-        kind = waiters.kind_of(self.what_for, deadline, keep)
+        kind = waiters.kind_of(self.what_for, timed, keep)
         try:
             self._show(turn, kind, method)
             self.enter(turn)
@@ -133,6 +142,8 @@ class _Lookout:
                 turn.timer = turn.loop.call_at(deadline, self._expire, turn)
             elif kind == waiters.FOR_LOCK and turn.place is not None:
                 turn.timer = turn.loop.call_later(waiters.SEARCH_AFTER, self._first_look, turn)
+            if self.tells and deadline - turn.begun > TOLD_AFTER:
+                turn.teller = turn.loop.call_later(TOLD_AFTER, self._tell, turn)
             granted = await self._until_settled(turn)
             turn.end()
         except BaseException:
@@ -158,6 +169,11 @@ class _Lookout:
         turn.place = waiters.place(turn.task.get_name())
         if turn.place is not None:
             turn.place.begin(waiters.cell_of(self.lock), kind, method, turn.tid, id(turn.task))
+
+    def _tell(self, turn: Turn) -> None:
+        """In the loop, once for each turn: it has waited for long, however many were served before it."""
+        if turn.waits:
+            self.lock._waits_long(monotonic() - turn.begun)
 
     def _first_look(self, turn: Turn) -> None:
         """In the loop, once for each turn: can its wait end at all?"""
@@ -331,7 +347,7 @@ class _Locks(_Lookout):
                 if turn is not None:
                     turn.hide()  # first: nobody who waits for a lock owns it
                     turn.granted = self._entrusted_to(turn)
-                    kept = not reads
+                    kept = turn.granted is True
                     turn.waits = False
                     self.turns.popleft()
                     self.count(-1)
@@ -354,17 +370,32 @@ class _Locks(_Lookout):
             turn.lock._task_give()
 
 
+class _Attempts(_Locks):
+    """Waits for the lock of a semaphore's register, and takes a permit of that in a turn's stead, if one is free: no
+    task ever has that lock, as who gives a permit back in the loop would wait for it."""
+
+    what_for, tells = waiters.FOR_PERMIT, False
+
+    def _entrusted_to(self, turn: Turn) -> Any:
+        return (turn.key._counts._try(),)
+
+    def refuse(self, turn: Turn) -> None:
+        how, turn.granted = turn.granted, False
+        if how == (None,):
+            turn.key._give_soon()
+
+
 class _News(_Lookout):
     """Waits until somebody has released, or died, since the epoch that a turn was given."""
 
-    what_for = waiters.FOR_GUARD
+    what_for, tells = waiters.FOR_GUARD, False
 
     def serve(self) -> None:
         with self.guard():
             epochs = [turn.key for turn in self.turns if turn.waits]
         if not epochs:
             return
-        news = self.lock._sleep(epochs[0], monotonic() + _PATIENCE, "")
+        news = self.lock._sleep(epochs[0], monotonic() + _PATIENCE, "", True)
         for turn in self._told(epochs[0] if news else None):
             turn.tell()
 
@@ -392,6 +423,7 @@ class _Process:
         self.guard = threading.Lock()
         self.locks: weakref.WeakKeyDictionary[Handle, _Locks] = weakref.WeakKeyDictionary()
         self.news: weakref.WeakKeyDictionary[Handle, _News] = weakref.WeakKeyDictionary()
+        self.attempts: weakref.WeakKeyDictionary[Handle, _Attempts] = weakref.WeakKeyDictionary()
 
     def become_child(self) -> None:
         for lock in list(self.locks):
@@ -408,12 +440,22 @@ async def turn(lock: Handle, method: bytes, deadline: float, reads: bool = False
     keep: it must have it, whatever comes.  False: not by the deadline.  Raises: DeadlockError."""
     with _process.guard:
         lookout = _process.locks.get(lock) or _process.locks.setdefault(lock, _Locks(lock))
-    return await lookout.wait(method, method, deadline, reads, keep)
+    return await lookout.wait(method, method, deadline, deadline < FOREVER, reads, keep)
 
 
-async def news(lock: Handle, epoch: int, deadline: float, method: str) -> bool:
-    """The running task waits for a release or a death after that epoch. False: none by the deadline."""
+async def attempt(semaphore: Any, deadline: float) -> int | None:
+    """What an attempt to take a permit comes to, for the running task, once the lock is to be had; see waiting.py."""
+    lock = semaphore._lock
+    with _process.guard:
+        lookout = _process.attempts.get(lock) or _process.attempts.setdefault(lock, _Attempts(lock))
+    granted = await lookout.wait(semaphore, b"", deadline, True)
+    found: int | None = granted[0] if granted else False
+    return found
+
+
+async def news(lock: Handle, epoch: int, until: float, timed: bool, method: str) -> bool:
+    """The running task waits for a release or a death after that epoch. False: none until then.  timed: see Sleep."""
     with _process.guard:
         lookout = _process.news.get(lock) or _process.news.setdefault(lock, _News(lock))
-    told: bool = await lookout.wait(epoch, method.encode(errors="replace"), deadline)
+    told: bool = await lookout.wait(epoch, method.encode(errors="replace"), until, timed)
     return told

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 from .. import waiting
-from ..errors import LockTimeout
-
-_MOMENTS = 0.1
-"""Who tries once waits so long for the lock of the register, which all have for moments, seconds."""
 
 
 class Permits:
@@ -19,10 +14,10 @@ class Permits:
     def __init__(self, mutex: Any, gate: Any, value: int) -> None:
         self._mutex, self._gate, self._value = mutex, gate, value
 
-    def _enter(self, deadline: float) -> Any:
-        """Take the lock, for a moment; the register. Raises: LockTimeout."""
-        if not self._mutex.acquire(timeout=max(waiting.left(deadline), _MOMENTS)):
-            self._mutex._timed_out(_MOMENTS)
+    def _enter(self, seconds: float) -> Any:
+        """Take the lock, for a moment; the register, or None: not within that time."""
+        if not self._mutex.acquire(timeout=seconds):
+            return None
         try:
             if self._mutex.readers is None:
                 self._mutex._open_register(self._value)
@@ -40,39 +35,40 @@ class Permits:
         """Does nobody wait?"""
         return self._gate.owner() is None if self._gate.attached else True
 
-    def _try(self, deadline: float = 0) -> int | None:
-        """None: a permit is taken; or the epoch that the next release moves on: none was free."""
-        register = self._enter(deadline)
+    def _try(self, seconds: float = 0) -> int | None:
+        """None: a permit is taken; the epoch that the next release moves on: none was free; False: another has the lock
+        for longer than that."""
+        register = self._enter(seconds)
+        if register is None:
+            return False
         try:
             if register.take():
                 return None
-            if self._mutex._record()[0] > 1:  # in a signal's handler, which came in the middle of one of these
+            if self._mutex._record()[0] > 1:  # whose caller has it already, and a signal's handler: look again soon
                 return int(self._mutex._place().epoch)
             return int(self._mutex._suspend(False))
         finally:
             if self._mutex._mine():
                 self._mutex.release()
 
-    def take(self, seconds: float, steps: Any) -> bool:
-        """By a thread: a permit within that time? steps: of who has the gate, until a deadline."""
+    def take(self, seconds: float, steps: Any, patience: Any) -> bool:
+        """By a thread: a permit within that time? steps: of who has the gate, until a deadline, with that patience."""
         deadline = waiting.FOREVER if seconds == waiting.FOREVER else monotonic() + seconds
-        if (not seconds or self._idle()) and self._took(deadline):
+        if (not seconds or self._idle()) and self._try(waiting.moments(deadline)) is None:
             return True
+        begun = patience()
         if not seconds or not self._gate.acquire(timeout=None if seconds == waiting.FOREVER else seconds):
             return False
         try:
-            return bool(waiting.run(steps(deadline), self._mutex))
+            return bool(waiting.run(steps(deadline, begun), self._mutex))
         finally:
             self._gate.release()
 
-    def _took(self, deadline: float) -> bool:
-        with suppress(LockTimeout):
-            return self._try(deadline) is None
-        return False
-
-    def give(self, count: int) -> int:
-        """So many back, if this process has them. How many it had."""
-        register = self._enter(waiting.FOREVER)
+    def give(self, count: int, seconds: float) -> int | None:
+        """So many back, if this process has them. How many it had; None: another has the lock for longer than that."""
+        register = self._enter(seconds)
+        if register is None:
+            return None
         try:
             held: int = register.give(count)
             return held

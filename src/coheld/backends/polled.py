@@ -31,7 +31,7 @@ from .. import observing
 from ..errors import TooManyLocksError
 from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
-from ..waiting import FOREVER, LONGEST_NAP, left, naps, patience
+from ..waiting import FOREVER, LONGEST_NAP, Patience, left, naps, patience
 from . import claims, waiters
 from .base import Handle, Resource
 from .called import Shared
@@ -68,7 +68,9 @@ class Polled(Stateful, Shared, Handle):
         "_check",
         "_copies",
         "_forks",
+        "_named",
         "_owners",
+        "_seat",
         "_sleepers",
         "queued",
         "readers",
@@ -91,6 +93,8 @@ class Polled(Stateful, Shared, Handle):
         self._owners: dict[int, claims.Claim] = {}
         self._sleepers: deque[Any] = deque()
         self._watchers: deque[Any] = deque()
+        self._seat: waiters.Place | None = None
+        self._named: tuple[Any, Any] = None, None  # whose name is on the seat, and for which cell
 
     def bind(self, segment: Any, offset: int, /) -> None:
         """This cell from now on. Raises: ValueError: if none is there."""
@@ -263,6 +267,8 @@ class Polled(Stateful, Shared, Handle):
         if waits and not got:
             begun = time.monotonic()
             got = self._take_untold(obj, method, timeout, keep=keep)
+            if not got:
+                self._tell_timed_out()
         claim = self._hold()
         if not got or claim is None or claim.depth > 1:
             return got
@@ -380,12 +386,12 @@ class Polled(Stateful, Shared, Handle):
         if (claim := self._try()) is not None:
             return claim
         if stop is not None:
-            return self._try_on(deadline, stop, waiters.Patience(self, False))
-        patience = waiters.Patience(self, deadline == FOREVER and not keep)
+            return self._try_on(deadline, stop, waiters.begin_patience(self, True, False))
+        patience = waiters.begin_patience(self, False, deadline == FOREVER and not keep)
         try_on = partial(self._try_on, deadline, stop, patience)
-        return waiters.listed(self, waiters.FOR_LOCK, method, deadline, try_on, keep)
+        return waiters.listed(self, waiters.kind_of(waiters.FOR_LOCK, deadline < FOREVER, keep), method, try_on)
 
-    def _try_on(self, deadline: float, stop: bytearray | None, patience: waiters.Patience) -> claims.Claim | None:
+    def _try_on(self, deadline: float, stop: bytearray | None, patience: Patience) -> claims.Claim | None:
         since, enrolled = time.monotonic_ns(), self._place()
         claim = None
         try:
@@ -441,6 +447,7 @@ class Polled(Stateful, Shared, Handle):
         try:
             dead = _inherit(cell) if cell.depth else None
             caller = claims.this_caller()
+            self._name_task(caller, caller.who[2])
             cell.write_owner(caller.who, method.encode(errors="replace"), caller.address)
             cell.since = time.monotonic_ns()
             cell.acquisitions += 1

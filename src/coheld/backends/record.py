@@ -6,6 +6,7 @@ owner record    since, pid, start, tid, method, task, depth: written by the owne
                 running.  So whoever takes the file's lock and finds it above 0 has found an owner that died: it would
                 have cleared it before it let go.
 counters        written by the owner only.
+class_number    of an anonymous lock, see classes.py.  Written by its maker.
 epoch           counts the releases that found GUARDED: who waits for a guard looks at it.  Written by the owner only.
 version         the word of the shared state, see _state.h and state/slots.py.  Written by the owner only.
 waiters         a slot for each waiting thread, which it claims by itself.  Two may claim one at once, and the
@@ -80,6 +81,7 @@ class Cell:
     acquisitions = _Word64(96)
     contended = _Word64(104)
     recoveries = _Word64(112)
+    class_number = _Word32(120)
 
     def __init__(self, where: Any, offset: int) -> None:
         self.map, self.offset = where, offset

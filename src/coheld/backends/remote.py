@@ -53,7 +53,7 @@ _SLICE = 0.2
 """For how long who waits for a task looks away, seconds: nobody may want it any more."""
 _RETRY = 0.05
 """Between two tries of a store that cannot be reached, seconds."""
-_who = msgspec.msgpack.Decoder(tuple[str, int, int, int, str, float]).decode
+_who = msgspec.msgpack.Decoder(tuple[str, int, int, int, str, str, float]).decode
 
 
 class Grant:
@@ -196,7 +196,7 @@ class Away:
 
     def _who(self) -> bytes:
         who = self.lock._record()[2]
-        return msgspec.msgpack.encode((socket.gethostname(), *who, time.time()))
+        return msgspec.msgpack.encode((socket.gethostname(), *who, threading.current_thread().name, time.time()))
 
     # -- the state -----------------------------------------------------------------------------------------------------
 
@@ -415,12 +415,12 @@ at_fork(child=_become_child)
 def _owner_of(who: bytes) -> Owner | None:
     """As it was told to the store: by anybody."""
     try:
-        host, pid, start, tid, method, since = _who(who)
+        host, pid, start, tid, method, thread, since = _who(who)
     except (ValueError, msgspec.MsgspecError):
         return None
     ago = max(0.0, time.time() - since)
     here = "" if host == socket.gethostname() else host
-    return Owner(pid, start, tid, method, time.monotonic() - ago, 1, host=here)
+    return Owner(pid, start, tid, method, time.monotonic() - ago, 1, thread=thread, host=here)
 
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from ..errors import BackendError, IncompatibleError, TooManyLocksError
 from ..process import at_fork
 from . import beside, files, leaving, register, sweeping, waiters
 from .base import Capabilities, Gatekeeping, Handle, gate, known
+from .classes import Classes
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -98,6 +99,7 @@ class Arena:
 
     def __init__(self, segment: Segment) -> None:
         self.segment, self.path = segment, segment.path
+        self.classes = Classes(memoryview(segment))  # type: ignore[arg-type]  # a buffer, from 3.12 on
 
     def attach(self) -> tuple[Segment, int]:
         raise BackendError("a cell of one's own arena is attached from its beginning")
@@ -177,10 +179,11 @@ class NamedGate(NamedSemaphore):
 _TRAVELLERS = {resource.travels_as: resource for resource in (Named, NamedSemaphore, NamedGate)}
 
 
-def anonymous() -> Mutex:
-    """A new lock that others reach by fork, spawn or pickle. Raises: OSError: if there is no room for it."""
+def anonymous(cls: type | None = None) -> Mutex:
+    """A new lock that others reach by fork, spawn or pickle, of an object of that class. Raises: OSError: if there is
+    no room for it."""
     arena, offset = new_cell()
-    return Mutex(arena, arena.segment, offset)
+    return Mutex(arena, arena.segment, offset, 0 if cls is None else arena.classes.number(cls))
 
 
 def named(name: str) -> Named:

@@ -147,9 +147,11 @@ class Stateful(_Half):
             while True:
                 self._watchers.popleft().release()
 
-    def _sleep(self, epoch: int, deadline: float, method: str, /) -> bool:
-        """Until there was a release or a death since that epoch; False: not by that time.monotonic()."""
-        return waiters.listed(self, waiters.FOR_GUARD, method, deadline, lambda: self._sleep_on(epoch, deadline))
+    def _sleep(self, epoch: int, until: float, method: str, timed: bool, /) -> bool:
+        """Until there was a release or a death since that epoch; False: not by that time.monotonic().  timed: see
+        waiting.Sleep."""
+        kind = waiters.kind_of(waiters.FOR_GUARD, timed, False)
+        return waiters.listed(self, kind, method, lambda: self._sleep_on(epoch, until))
 
     def _sleep_on(self, epoch: int, deadline: float) -> bool:
         who = claims.this_thread().who

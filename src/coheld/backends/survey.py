@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .. import native
 from ..owner import Owner
 from ..process import start_of
 from . import beside, files, waiters
+from .classes import name_in
 from .record import CELL_SIZE, Cell
 from .waiters import Waiter
 
@@ -37,7 +39,8 @@ class Resource:
     offset.  holder: who has it, if that lives.  waiters: how many wait, killed ones may be among them.  acquisitions,
     contended, recoveries: as in Statistics.  inside: the processes that read it or have permits of it: number and
     count.  permits: how many a semaphore has.  waiting: who waits for it, for its guards or for its readers, the oldest
-    first; those whose wait has just begun may be missing.
+    first; those whose wait has just begun may be missing.  class_name: of the object that an anonymous one was made
+    for, with its module, the last 64 bytes; empty where it is not known.
     """
 
     name: str | None
@@ -52,6 +55,7 @@ class Resource:
     inside: dict[int, int] = field(default_factory=dict)
     permits: int | None = None
     waiting: tuple[Waiter, ...] = ()
+    class_name: str = ""
 
     @property
     def called(self) -> str:
@@ -64,7 +68,9 @@ class Resource:
     @property
     def label(self) -> str:
         """As messages name it."""
-        return f"anonymous lock {self.called}" if self.name is None else repr(self.name)
+        if self.name is not None:
+            return repr(self.name)
+        return f"anonymous lock {self.called}{f' of {self.class_name}' if self.class_name else ''}"
 
     @property
     def busy(self) -> bool:
@@ -77,7 +83,7 @@ def survey(directory: str) -> Iterator[Resource]:
     waits: dict[waiters.Cell, list[Waiter]] = {}
     for wait in sorted(waiters.all_waits(directory), key=lambda wait: wait.since):
         waits.setdefault(wait.cell, []).append(wait.told())
-    entries = sorted(_listed(directory))
+    entries, names = sorted(_listed(directory)), waiters.Names(directory)
     registers = _registers(entries)
     for entry in entries:
         path = os.path.join(directory, entry)
@@ -85,9 +91,9 @@ def survey(directory: str) -> Iterator[Resource]:
             chunks = _listed(path)
             beside_chunks = _registers(chunks)
             for chunk in filter(_CHUNK.match, chunks):
-                yield from _in_file(os.path.join(path, chunk), beside_chunks.get(chunk, ()), waits)
+                yield from _in_file(os.path.join(path, chunk), beside_chunks.get(chunk, ()), waits, names)
         elif entry.startswith(("name-", "arena-")) and "~" not in entry:
-            yield from _in_file(path, registers.get(entry, ()), waits)
+            yield from _in_file(path, registers.get(entry, ()), waits, names)
 
 
 def _listed(directory: str) -> list[str]:
@@ -107,7 +113,9 @@ def _registers(entries: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _in_file(path: str, beside_it: Collection[str], waits: dict[waiters.Cell, list[Waiter]]) -> Iterator[Resource]:
+def _in_file(
+    path: str, beside_it: Collection[str], waits: dict[waiters.Cell, list[Waiter]], names: waiters.Names
+) -> Iterator[Resource]:
     """beside_it: the cells of it that have a register."""
     with suppress(OSError, ValueError, struct.error):
         raw, inode = _read(path)
@@ -121,7 +129,10 @@ def _in_file(path: str, beside_it: Collection[str], waits: dict[waiters.Cell, li
                 register = beside.path_of(path, offset, inode) if str(offset) in beside_it else None
                 cells = [(inode, offset), *(_gates(path, inode) if header.kind == files.SEMAPHORE else ())]
                 waiting = [waiter for cell in cells for waiter in waits.get(cell, ())]
-                yield _resource(header, path, offset, found, register, waiting)
+                holder = None if found[0] is None else names.tell(found[0], (inode, offset))
+                one = _resource(header, path, offset, (holder, *found[1:]), register, waiting)
+                number = backend.class_number(raw, offset) if one.name is None else 0
+                yield replace(one, class_name=name_in(raw, number)) if number else one
 
 
 def _gates(path: str, inode: int) -> Iterator[waiters.Cell]:
@@ -232,10 +243,15 @@ def _file_cell(raw: bytes, offset: int) -> _Looked | None:
 class _Backend:
     cell_size: int
     look: Callable[[bytes, int], _Looked | None]
+    class_at: int
+
+    def class_number(self, raw: bytes, offset: int) -> int:
+        """Of the class of an anonymous lock, see classes.py."""
+        return int.from_bytes(raw[offset + self.class_at : offset + self.class_at + 4], sys.byteorder)
 
 
-_NOWHERE = _Backend(_NATIVE_SIZE, lambda _raw, _offset: None)
-_BACKENDS = {"shm": _Backend(_NATIVE_SIZE, _native_cell), "file": _Backend(CELL_SIZE, _file_cell)}
+_NOWHERE = _Backend(_NATIVE_SIZE, lambda _raw, _offset: None, 0)
+_BACKENDS = {"shm": _Backend(_NATIVE_SIZE, _native_cell, 176), "file": _Backend(CELL_SIZE, _file_cell, 120)}
 
 
 def _living(pid: int, start: int, tid: int, method: str, since: int, depth: int, task: int) -> Owner | None:

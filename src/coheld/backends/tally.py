@@ -24,12 +24,6 @@ from .beside import HEAD_SIZE, Counting, Head
 _WORDS = 4  # of a record: process, start, count, and one to spare
 
 
-class _Mark:
-    """Of a task's reader, which no interrupt divides from its count."""
-
-    counted = False
-
-
 class Tally(Counting):
     """It, mapped."""
 
@@ -98,16 +92,16 @@ class Tally(Counting):
 
     # A mark is set beside the count, without a call between, so that no signal's handler sees one without the other.
 
-    def enter(self, mark: Any = None) -> None:
+    def enter(self, mark: Any) -> None:
         """By the owner of the lock, or one who is in: this process has one reader more, which mark.counted says."""
-        at, mark = self._claim(), mark or _Mark()
+        at = self._claim()
         with self._guard:
             self.words[at + 2] = self.words[at + 2] + 1
             mark.counted = True
 
-    def leave(self, mark: Any = None) -> None:
+    def leave(self, mark: Any) -> None:
         """One less. In a child of a fork, which is not in: nothing."""
-        at, mark = self._own(), mark or _Mark()
+        at = self._own()
         with self._guard:
             if at >= 0 and self.words[at + 2]:
                 self.words[at + 2] = self.words[at + 2] - 1

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import DeadlockError
@@ -18,9 +17,9 @@ else:
     _Half = object
 
 
-Readers = weakref.WeakKeyDictionary[Any, list[Any]]
-"""Tasks of this process that read a lock, and by which register each call of theirs is in: whoever takes one off the
-list counts that out."""
+Readers = weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]]
+"""Tasks of this process that read a lock, and how each call of theirs is in: an InTask (called.py, _reading.h), that
+is counted out once, by leave(), or when its coroutine is gone."""
 
 reading: weakref.WeakKeyDictionary[Any, Readers] = weakref.WeakKeyDictionary()
 """Of each lock.  Changed by the loop's thread alone for the tasks of that loop."""
@@ -29,12 +28,6 @@ at_fork(child=reading.clear)
 
 when_closed: list[Callable[[], object]] = []
 """Called where a task was found that waits, of a loop that is closed."""
-
-
-def count_out(ins: list[Any]) -> None:
-    """The end of one reading call; nothing if it was counted out before."""
-    with suppress(IndexError):
-        ins.pop().leave()
 
 
 def current_task() -> Any:
@@ -81,8 +74,8 @@ class Tasking(_Half):
         """Is the running task in a reading call?  Not by a register of a file that has lost its name since."""
         if (tasks := reading.get(self)) is None or (task := current_task()) is None:
             return False
-        register = self.readers
-        return any(how is register for how in tasks.get(task, ()))
+        register, ins = self.readers, tasks.get(task, ())
+        return register is not None and any(one.register is register for one in ins)
 
     def _reads_itself(self, this_thread: bool) -> bool:
         """By who is about to wait for readers, or for one who does; this process has some. this_thread: it is in one of
@@ -98,12 +91,13 @@ class Tasking(_Half):
             return False
         tasks = [reference() for reference in readers.keyrefs()]  # in one step: those of other loops come and go
         for closed in (task for task in tasks if task is not None and task.get_loop().is_closed()):
-            ins = readers.pop(closed, [])  # as an owner's, its call has come to its end
-            while ins:
-                count_out(ins)
+            ins: Iterable[Any] = readers.pop(closed, ())  # as an owner's, its call has come to its end
+            for one in list(ins):
+                one.leave()
         if here is None:
             return False
-        stuck = next((task for task in tasks if task is not None and task.get_loop() is here.get_loop()), None)
+        mine = (task for task in tasks if task is not None and task.get_loop() is here.get_loop())
+        stuck = next((task for task in mine if readers.get(task)), None)
         if stuck is not None:
             raise DeadlockError(
                 f"{self.label}: task {stuck.get_name()!r} of this thread's loop is in a reading call, and cannot "

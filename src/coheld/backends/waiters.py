@@ -1,7 +1,7 @@
-"""The table of a process's waiters, which others read: who waits for which cell.  _table.h is its twin in C, and says
-what a slot means and why no look at it races.
+"""The table of a process's waiters, which others read: who waits for which cell, and what those are called who hold
+one.  _table.h is its twin in C, and says what a slot means and why no look at it races.
 
-One file per process, waits-<pid>-<start>, made when one of its threads or tasks first waits for so long that it sleeps.
+One file per process, waits-<pid>-<start>, made when one of its threads first takes a lock.
 It goes when the process ends; of one that is killed, when another one ends, or makes its own.  Nothing depends on it:
 where there is no room for it, waiters are counted and not named, and deadlocks are not found.
 """
@@ -17,15 +17,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .. import native
 from ..errors import CoheldError
+from ..owner import Owner
 from ..process import at_fork, command_of, start_of, thread_name
-from ..waiting import FOREVER, TOLD_AFTER
+from ..waiting import FOREVER, TOLD_AFTER, Patience
 from . import files, leaving
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _WHO = struct.Struct("=Q24xQI84x")
 """Number, task and thread of a slot."""
 _FIRST, _MOST, _CHUNK, _MANY = 4096, 1 << 16, 32, 512
 """Where the slots begin, how many there are at most, how many are promised, and how many are read at once."""
+_SEATS = 4096
+"""How many locks of a process have a seat at most: a table that is larger takes longer to read."""
 _MADE_BY = re.compile(r"waits-(\d+)-(\d+)\Z")
 _KIND = 4
 """Of its header; see files.py for the others."""
@@ -136,7 +139,7 @@ class _Table:
             self.identity = _identity_of(self.path)
         self.words = memoryview(self.map).cast("Q")
         self.free: list[int] = []
-        self.promised = 0
+        self.promised = self.seats = 0
 
     def take(self) -> int | None:
         """A slot that nobody has; its offset.  None: the file system is full."""
@@ -166,6 +169,10 @@ class _Table:
     def name(self, slot: int, name: str) -> None:
         text = name.encode(errors="replace")[:_NAME_SIZE].ljust(_NAME_SIZE, b"\0")
         self.map[slot + _NAME_AT : slot + _NAME_AT + _NAME_SIZE] = text
+
+    def forget_name(self, slot: int, name_at: int = _NAME_AT) -> None:
+        """Also at the very end of the process, when this module has no names any more."""
+        self.map[slot + name_at] = 0
 
     def body(self, slot: int) -> bytes | None:
         """Of the wait that is in it."""
@@ -216,27 +223,43 @@ class Place:
         if self.table.pid == os.getpid():  # else a handler has forked: this is the child, the slot its parent's
             self.table.write(self.slot, before)
 
+    def stand_for(self, cell: Cell, tid: int, task: int = 0) -> None:
+        """Who is called so, where nobody waits: that thread, or with a seat the task that is about to own the cell."""
+        at = self.slot + 8
+        self.table.map[at : at + _BODY.size] = _BODY.pack(*cell, 0, task, tid, 0, b"")
+
+    def seat_task(self, cell: Cell, task: Any, tid: int) -> None:
+        """As seat_write of _table.h."""
+        self.stand_for((0, 0), tid)
+        with suppress(AttributeError):  # it is nobody's Task
+            self.table.name(self.slot, task.get_name())
+            self.stand_for(cell, tid, id(task))
+
     def __del__(self) -> None:
         if self.table.pid == os.getpid():
             native.delist(self.table.map, self.slot)  # what runs in its thread from here on is shown to nobody
             self.end()
+            self.table.forget_name(self.slot)
             self.table.free.append(self.slot)
 
 
-class Patience:
-    """Of one wait.  searches: for a cycle of waits that it is part of."""
+class _Seat(Place):
+    """Of a lock that tasks own."""
 
-    def __init__(self, lock: Handle, searches: bool) -> None:
-        self._lock, self._searches, self._told = lock, searches, False
-        self._begun = time.monotonic()
-        self._next = min(TOLD_AFTER, SEARCH_AFTER if searches else FOREVER)
+    def __init__(self, table: _Table, slot: int) -> None:
+        super().__init__(table, slot, "")
+        table.seats += 1
 
-    def look(self) -> None:
-        """Called again and again.  Raises: DeadlockError."""
-        waited = time.monotonic() - self._begun
-        if waited >= self._next:
-            self._next = self._lock._waits_on(waited, self._told, self._searches)
-            self._told = waited >= TOLD_AFTER
+    def __del__(self) -> None:
+        self.table.seats -= 1
+        super().__del__()
+
+
+def begin_patience(lock: Handle, quiet: bool, searches: bool) -> Patience:
+    """Of a thread that waits.  quiet: in another's stead, which says it itself.  searches: for a cycle of waits that it
+    is part of."""
+    first = FOREVER if quiet else min(TOLD_AFTER, SEARCH_AFTER if searches else FOREVER)
+    return Patience(lambda waited, told: lock._waits_on(waited, told, searches), first)
 
 
 class _Process:
@@ -296,6 +319,15 @@ def place(name: str) -> Place | None:
     return None
 
 
+def seat() -> Place | None:
+    """One for the names of the tasks that own a lock, as place; None also where many locks have one."""
+    with suppress(OSError):
+        table = _table()
+        slot = None if table is None or table.seats >= _SEATS else table.take()
+        return None if table is None or slot is None else _Seat(table, slot)
+    return None
+
+
 def of_this_thread() -> Place | None:
     """That of the calling thread; None: it has none, and is shown to nobody."""
     local, table = _process.local, _table()
@@ -311,16 +343,17 @@ def _own_name() -> str:
 
 def _sit(mine: Place | None, table: _Table | None) -> None:
     """That is the calling thread's place from now on, for its waits in C as well, until there is another table."""
+    if mine is not None:
+        mine.stand_for((0, 0), threading.get_native_id())
     native.enlist(*((mine.table.map, mine.slot) if mine is not None else ()))
     _process.local.place, _process.local.table = mine, table
 
 
-def listed(lock: Any, what_for: int, method: str, deadline: float, wait: Callable[[], T], keep: bool = False) -> T:
+def listed(lock: Any, kind: int, method: str, wait: Callable[[], T]) -> T:
     """What wait() returns; the calling thread waits meanwhile, and the table says so.  Not a moment longer, also where
     a signal's handler raises in the middle of this: who is shown as one that waits, and does not, is taken for a part
     of a cycle."""
-    mine, kind = of_this_thread(), kind_of(what_for, deadline, keep)
-    before = None
+    mine, before = of_this_thread(), None
     try:
         try:
             if mine is not None:
@@ -340,8 +373,8 @@ def _identity_of(path: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def kind_of(what_for: int, deadline: float, keep: bool) -> int:
-    return what_for | (0 if deadline == FOREVER else TIMED) | (KEEPS if keep else 0)
+def kind_of(what_for: int, timed: bool, keep: bool) -> int:
+    return what_for | (TIMED if timed else 0) | (KEEPS if keep else 0)
 
 
 def cell_of(lock: Any) -> Cell:
@@ -416,6 +449,52 @@ def _parts() -> Iterator[tuple[int, int]]:
     while at < _FIRST + _MOST * _SLOT.size:
         yield at, many
         at, many = at + many * _SLOT.size, min(2 * many, _MANY)
+
+
+class Names:
+    """Of the threads and tasks of processes: those that have a slot there.  Each table is read once."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._of: dict[tuple[int, int], _NamesOfOne] = {}
+
+    def tell(self, owner: Owner, cell: Cell) -> Owner:
+        """The same, who holds that cell, with what is known of its names."""
+        process = owner.pid, owner.start
+        if (names := self._of.get(process)) is None:
+            names = self._of[process] = _NamesOfOne(self._directory, *process)
+        return replace(owner, thread=names.of_thread(owner.tid), task=names.tasks.get((owner.task_id, cell), ""))
+
+
+class _NamesOfOne:
+    """Of one process: by tid, and by the address of a task and the cell that it holds."""
+
+    def __init__(self, directory: str, pid: int, start: int) -> None:
+        self.pid, self.threads, self.tasks = pid, dict[int, str](), dict[tuple[int, Cell], str]()
+        for _, inode, offset, _, task, tid, _, _, name in _names_in(directory, pid, start):
+            if task:
+                self.tasks[task, (inode, offset)] = _text(name)
+            else:
+                self.threads[tid] = _text(name)
+        if pid == os.getpid():
+            self.threads = {}  # asked for as they are now
+
+    def of_thread(self, tid: int) -> str:
+        if (name := self.threads.get(tid)) is None:
+            name = self.threads[tid] = thread_name(self.pid, tid)
+        return name
+
+
+def _names_in(directory: str, pid: int, start: int) -> Iterator[tuple[Any, ...]]:
+    """All slots of that process that have a name, as they are."""
+    with suppress(OSError, CoheldError), _opened(directory, pid, start) as file:
+        if files.header_of(file.read(files.HEADER_LENGTH)) is None:
+            return
+        for at, many in _parts():
+            raw = _read_at(file, at, many * _SLOT.size)
+            if not raw.strip(b"\0"):
+                return
+            yield from (slot for slot in _SLOT.iter_unpack(raw[: len(raw) & -_SLOT.size]) if slot[-1][0])
 
 
 def goes_on(directory: str, wait: Wait) -> bool:

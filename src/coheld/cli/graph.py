@@ -94,15 +94,16 @@ def _print_tree(graph: "Graph", now: float) -> bool:
 
 def _lines(graph: "Graph", now: float) -> Iterator[tuple[int, str, bool]]:
     """Level, words, and whether they tell of a cycle."""
+    labels, at_places = graph.labels(), graph.at_places()
     if not graph.resources:
         yield 0, NOBODY, False
     for cycle in graph.cycles:
         yield 0, f"a cycle of {len(cycle)}: each waits for what the next one holds", True
         for edge in cycle:
             ends = ", and gives up by itself" if edge.timed else ""
-            yield 1, printable(f"{edge.party} waits for {graph.label(edge.place)}{ends}"), True
+            yield 1, printable(f"{edge.party} waits for {labels[edge.place]}{ends}"), True
     for one in graph.resources:
-        edges = [edge for edge in graph.edges if edge.place == one.place]
+        edges = at_places[one.place]
         yield 0, one.label, any(edge.in_cycle for edge in edges)
         for edge in edges:
             yield 1, printable(f"{edge.party} {edge.told(now)}{' [cycle]' * edge.in_cycle}"), edge.in_cycle

@@ -1,6 +1,6 @@
 """The graph as an SVG: parties on the left, resources on the right, and a line for each that has or waits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from coheld.cli.graph import NOBODY
@@ -46,10 +46,16 @@ class _Box:
         self.kind, self.words, self.edges = kind, [_cut(line) for line in words if line], edges
         self.height = max(18 * len(self.words) + 14, _STEP * len(edges) + 8)
         self.y = 0.0
+        self.places: dict[int, int] = {}
+
+    def sort(self, key: Callable[[Edge], int]) -> None:
+        """Its lines in that order."""
+        self.edges.sort(key=key)
+        self.places = {id(edge): place for place, edge in enumerate(self.edges)}
 
     def port(self, edge: Edge) -> float:
         """Where its line begins or ends."""
-        return self.y + self.height / 2 + _STEP * (self.edges.index(edge) - (len(self.edges) - 1) / 2)
+        return self.y + self.height / 2 + _STEP * (self.places[id(edge)] - (len(self.edges) - 1) / 2)
 
     def shapes(self, x: float, width: float) -> list[str]:
         kind = f"{self.kind}{' cycle' * any(edge.in_cycle for edge in self.edges)}"
@@ -61,13 +67,18 @@ class _Box:
 def svg(graph: Graph, now: float) -> str:
     """The whole file."""
     places = {one.place: number for number, one in enumerate(graph.resources)}
-    right = [_Box("resource", [_cut(one.label, 30)], _of_place(graph, one.place)) for one in graph.resources]
-    parties = sorted(graph.parties(), key=lambda party: _middle(graph, party, places))
-    left = [_Box("party", [party.name, party.command], _of_party(graph, party)) for party in parties]
+    at_places = graph.at_places()
+    right = [_Box("resource", [_cut(one.label, 30)], at_places[one.place]) for one in graph.resources]
+    of_parties: dict[Party, list[Edge]] = {}
+    for edge in graph.edges:
+        of_parties.setdefault(edge.party, []).append(edge)
+    parties = sorted(of_parties, key=lambda party: _middle([places[edge.place] for edge in of_parties[party]]))
+    left = [_Box("party", [party.name, party.command], of_parties[party]) for party in parties]
+    rows = {party: row for row, party in enumerate(parties)}
     for box in right:  # lines to the same box in the order in which they come
-        box.edges.sort(key=lambda edge: parties.index(edge.party))
+        box.sort(lambda edge: rows[edge.party])
     for box in left:
-        box.edges.sort(key=lambda edge: places[edge.place])
+        box.sort(lambda edge: places[edge.place])
     height = _TOP + max(60, _stacked(left), _stacked(right))
     shapes = _lines(graph, dict(zip(parties, left, strict=True)), dict(zip(places, right, strict=True)), now)
     shapes += [
@@ -87,17 +98,8 @@ def _stacked(column: list[_Box]) -> float:
     return y - _GAP
 
 
-def _of_place(graph: Graph, place: str) -> list[Edge]:
-    return [edge for edge in graph.edges if edge.place == place]
-
-
-def _of_party(graph: Graph, party: Party) -> list[Edge]:
-    return [edge for edge in graph.edges if edge.party == party]
-
-
-def _middle(graph: Graph, party: Party, places: dict[str, int]) -> float:
+def _middle(rows: list[int]) -> float:
     """Beside its resources, so that few lines cross."""
-    rows = [places[edge.place] for edge in _of_party(graph, party)]
     return sum(rows) / len(rows)
 
 

@@ -75,7 +75,7 @@ def execute(options: argparse.Namespace) -> int:
 def as_json(one: Resource) -> dict[str, Any]:
     """What programs get of a resource."""
     answer: dict[str, Any] = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place}
-    answer["holder"] = None
+    answer |= {"class": one.class_name or None, "holder": None}
     if holder := one.holder:
         answer["holder"] = {
             "pid": holder.pid,

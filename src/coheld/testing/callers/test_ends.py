@@ -42,6 +42,10 @@ class Bed(Lockable):
             link.hear()
 
     @Lockable.locked(exclusive=False)
+    async def look(self) -> None:
+        pass
+
+    @Lockable.locked(exclusive=False)
     def read_around(self, act: Callable[[], None]) -> None:
         act()
         self.read()
@@ -145,6 +149,34 @@ def test_an_interrupted_reading_call_is_counted_out_wherever_a_signal_comes(rng:
             assert not bed.__lock__.readers.counts()
             if not CAPABILITIES.uninterruptible_entry:
                 give_all_back(bed)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file of /proc, interrupted
+def test_an_interrupted_reading_task_is_counted_out_wherever_a_signal_comes(rng: random.Random) -> None:
+    bed, before = Bed(), signal.signal(signal.SIGALRM, interrupt)
+    bed.read()
+
+    async def look(delay: float) -> None:
+        try:
+            Storm.armed = True
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            await bed.look()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            Storm.armed = False
+        except Interrupt:
+            Storm.armed = False
+
+    async def main() -> None:
+        for _ in range(effort.rounds(3000)):
+            await look(rng.uniform(1e-6, 2e-4))
+            assert not bed.__lock__.readers.counts()
+            if not CAPABILITIES.uninterruptible_entry:
+                give_all_back(bed)
+
+    try:
+        asyncio.run(main())
     finally:
         signal.signal(signal.SIGALRM, before)
 

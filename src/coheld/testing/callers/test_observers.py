@@ -539,3 +539,15 @@ def test_a_task_interrupted_in_an_observer_holds_nothing(where: str) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert is_free(bed)
+
+
+class Half:
+    def acquired(self, lock: object, waited: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("what", [3, None, Half()])
+def test_what_is_no_observer_is_refused(what: Any) -> None:
+    with pytest.raises(TypeError, match=r"is no observer: it has no method (acquired|released)"):
+        observing.start(what)
+    assert not observing.observed()

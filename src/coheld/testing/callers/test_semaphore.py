@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio
+from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio, waiting
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
 
@@ -524,6 +524,97 @@ def test_a_task_waits_without_blocking_the_loop() -> None:
             assert await waiter
         semaphore.release()
         assert semaphore.free() == 1
+
+    run(main)
+
+
+def have_the_register(link: procs.Link, semaphore: Semaphore) -> None:
+    with semaphore._lock:
+        link.say("have")
+        link.wait_for("go on")
+
+
+@contextmanager
+def stopped_in_the_register(semaphore: Semaphore) -> Iterator[None]:
+    """Another process, which has stopped where everybody is for moments only; in the end it goes on."""
+    with procs.start(have_the_register, semaphore) as other:
+        other.expect("have")
+        other.stop()
+        yield
+        other.cont()
+        other.tell("go on")
+        other.end()
+
+
+async def turns_meanwhile(act: Awaitable[object]) -> int:
+    """How often the loop lets a task go on that sleeps for a millisecond each time, until that has come to its end."""
+    task, count = asyncio.ensure_future(act), 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        count += 1
+    await task
+    return count
+
+
+async def try_once(semaphore: Semaphore) -> None:
+    assert not await aio.acquire(semaphore, timeout=0)
+
+
+async def give_and_go_on(semaphore: Semaphore) -> None:
+    await semaphore.__aexit__()
+    await asyncio.sleep(waiting.MOMENTS)
+
+
+def test_the_loop_goes_on_where_one_was_stopped_in_the_register() -> None:
+    async def main() -> None:
+        semaphore = Semaphore(3)
+        await aio.acquire(semaphore)
+        with stopped_in_the_register(semaphore):
+            alone = await turns_meanwhile(asyncio.sleep(waiting.MOMENTS))
+            tries = await turns_meanwhile(try_once(semaphore))
+            waiters = [asyncio.create_task(aio.acquire(semaphore)) for _ in range(3)]  # type: ignore[arg-type]
+            waits = await turns_meanwhile(asyncio.sleep(waiting.MOMENTS))
+            gives = await turns_meanwhile(give_and_go_on(semaphore))
+            again = await turns_meanwhile(asyncio.sleep(waiting.MOMENTS))
+            few = min(alone, again) / 8  # whoever blocks the loop leaves it one or two; others may want the processor
+            assert min(tries, waits, gives) > min(few, 3), (alone, again, tries, waits, gives)
+            waiters.pop(0).cancel()
+            assert not any(waiter.done() for waiter in waiters)
+        assert all(await asyncio.gather(*waiters))
+        await asyncio.to_thread(states.wait_until, lambda: semaphore.free() == 1, "what was given is free")
+        semaphore.release(2)
+
+    run(main)
+
+
+def test_a_task_that_is_cancelled_as_the_register_is_given_back_leaves_no_trace() -> None:
+    async def main() -> None:
+        semaphore = Semaphore(1)
+        for steps in range(effort.rounds(40)):
+            having, go = threading.Event(), threading.Event()
+
+            def have(having: threading.Event = having, go: threading.Event = go) -> None:
+                with semaphore._lock:
+                    having.set()
+                    go.wait(delays.LONG)
+
+            thread = threading.Thread(target=have)
+            thread.start()
+            having.wait(delays.LONG)
+            task = asyncio.create_task(aio.acquire(semaphore, delays.LONG))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            go.set()
+            if steps % 2:
+                thread.join(delays.LONG)
+            for _ in range(steps // 2):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+                semaphore.release()
+            thread.join(delays.LONG)
+            await asyncio.to_thread(states.wait_until, lambda: semaphore.free() == 1, "the permit is free")
 
     run(main)
 

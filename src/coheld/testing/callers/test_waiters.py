@@ -175,9 +175,13 @@ def test_a_wait_in_the_middle_of_another_one_is_shown_and_then_that_again() -> N
         return waiter
 
     def middle() -> tuple[Waiter, Waiter, Waiter]:
-        return shown(), waiters.listed(bed.__lock__, waiters.FOR_GUARD, "inner", 0.0, shown), shown()
+        return (
+            shown(),
+            waiters.listed(bed.__lock__, waiters.kind_of(waiters.FOR_GUARD, True, False), "inner", shown),
+            shown(),
+        )
 
-    outer, inner, again = waiters.listed(bed.__lock__, waiters.FOR_LOCK, "outer", waiters.FOREVER, middle)
+    outer, inner, again = waiters.listed(bed.__lock__, waiters.FOR_LOCK, "outer", middle)
     assert (outer.method, inner.method, again.method) == ("outer", "inner", "outer")
     assert (outer.waits_for, inner.waits_for, inner.timed) == ("lock", "guard", True)
     assert outer.since == again.since and not coheld.waiters(bed)
@@ -191,7 +195,7 @@ def test_interrupted_at_any_step_it_is_not_shown_as_one_that_waits() -> None:
         assert not coheld.waiters(bed), line
 
     def wait() -> None:
-        waiters.listed(bed.__lock__, waiters.FOR_LOCK, "wait", waiters.FOREVER, lambda: None)
+        waiters.listed(bed.__lock__, waiters.FOR_LOCK, "wait", lambda: None)
 
     assert len(list(killpoints.interrupted_at_each_line(wait, not_shown))) > 10
 

@@ -224,7 +224,7 @@ def test_a_wait_whose_resource_is_replaced_before_it_sleeps() -> None:
     with shelf:
         pass
     begun = time.monotonic()
-    shelf.__lock__._sleep(epoch, begun + delays.LONG, "")
+    shelf.__lock__._sleep(epoch, begun + delays.LONG, "", True)
     assert time.monotonic() - begun < delays.LONG / 2
 
 
