@@ -134,6 +134,7 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(delays.LONG)
 
     async def _switch(self, delay: float = 0.0, stall: bool = False) -> None:
+        self._accept_all()  # who has connected before the switch belongs to what was before it
         self._delay = delay
         if stall:
             self._healed.clear()
@@ -150,9 +151,10 @@ class Proxy:
         self._listener.setblocking(False)
         self._listener.bind((ports.HOST, self.port))
         self._listener.listen(1024)
-        self._loop.add_reader(self._listener, self._accept, self._listener)
+        self._loop.add_reader(self._listener, self._accept_all)
 
     async def _refuse(self) -> None:
+        self._accept_all()
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
@@ -160,6 +162,7 @@ class Proxy:
         await self._cut(reset=True)
 
     async def _cut(self, reset: bool) -> None:
+        self._accept_all()
         for connection, task in self._connections.items():
             connection.reset = reset
             task.cancel()
@@ -168,15 +171,18 @@ class Proxy:
     async def _lose(self, request: bytes) -> None:
         self._loses = request
 
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(BlockingIOError, ConnectionAbortedError):  # it has gone away again
-            client, _ = listener.accept()
-            client.setblocking(False)
-            connection = Connection(client, socket.socket(), stalled=not self._healed.is_set())
-            connection.server.setblocking(False)
-            _sockets.update((client, connection.server))
-            self._connections[connection] = task = self._loop.create_task(self._serve(connection))
-            task.add_done_callback(lambda _: self._end(connection))  # a task cut before it began has no `finally`
+    def _accept_all(self) -> None:
+        with suppress(BlockingIOError):
+            while self._listener is not None:
+                self._accept(self._listener.accept()[0])
+
+    def _accept(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        connection = Connection(client, socket.socket(), stalled=not self._healed.is_set())
+        connection.server.setblocking(False)
+        _sockets.update((client, connection.server))
+        self._connections[connection] = task = self._loop.create_task(self._serve(connection))
+        task.add_done_callback(lambda _: self._end(connection))  # a task cut before it began has no `finally`
 
     def _end(self, connection: Connection) -> None:
         connection.close()

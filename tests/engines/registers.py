@@ -12,9 +12,10 @@ import redis
 
 import coheld
 from coheld import Lockable, shared
+from coheld.testing.support import delays
 from engines.histories import INITIAL, Operation
 
-LEASE = 0.5  # seconds
+LEASE = delays.MEDIUM  # seconds
 PATIENCE = 4 * LEASE  # for the lock, and for each answer of the server
 Work = Callable[[], None]
 

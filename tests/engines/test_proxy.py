@@ -78,6 +78,13 @@ def assert_silent(client: socket.socket) -> None:
     client.settimeout(delays.LONG)
 
 
+def ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_it_passes_on_both_ways_and_both_ends() -> None:
     with echo() as (server, proxy), connect(proxy) as client:
         assert ask(client, b"hello") == b"HELLO"
@@ -109,14 +116,17 @@ def test_refused() -> None:
 def test_cut(reset: bool) -> None:
     with echo() as (server, proxy), connect(proxy) as client, connect(proxy) as other:
         assert ask(client, b"x") == ask(other, b"x") == b"X"
-        proxy.cut(reset=reset)
+        with connect(proxy) as newest:
+            proxy.cut(reset=reset)
+            assert ended(newest)
         for one in (client, other):
             if reset:
                 with pytest.raises(ConnectionResetError):
                     one.recv(1)
             else:
                 assert one.recv(1) == b""
-        states.wait_until(lambda: server.ends == ["RST" if reset else "FIN"] * 2, "the server is cut off, too")
+        end = "RST" if reset else "FIN"
+        states.wait_until(lambda: server.ends[:2] == [end] * 2, "the server is cut off, too")
         with connect(proxy) as again:
             assert ask(again, b"y") == b"Y"
 
