@@ -106,9 +106,7 @@ class Memo:
     def passes_on(self, lease: float) -> bool:
         """Is there a grant that can be had without the store being asked, with what it guards?"""
         left = self.until - time.monotonic_ns()
-        return bool(
-            self.valid and self._version != UNKNOWN and self.passes < MOST_PASSES and left > lease * 0.5e9
-        )
+        return bool(self.valid and self._version != UNKNOWN and self.passes < MOST_PASSES and left > lease * 0.5e9)
 
     def may_stay(self, lease: float) -> bool:
         """Can it be left for the next of this host?"""

@@ -189,7 +189,6 @@ class _Process:
         self.guard = threading.RLock()
         self.servers: dict[str, Server] = {}
 
-
     def close(self) -> None:
         """Nothing is asked of a server any more; who asks again, is connected anew."""
         with self.guard:
