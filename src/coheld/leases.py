@@ -17,8 +17,8 @@ from .errors import IncompatibleError, LeaseLostError, NotLockedError
 def token(obj: object) -> int:
     """The fencing token of the caller's hold: greater than that of every holder before, of all hosts.
 
-    Give it to what you change outside of the shared state, which refuses a smaller one than it has seen. It fits into 63
-    bits. Never blocks.
+    Give it to what you change outside of the shared state, which refuses a smaller one than it has seen. It fits into
+    63 bits. Never blocks.
 
     Raises: NotLockedError: if the caller does not hold the lock.  IncompatibleError: of a local lock, which is never
     lost by time, and has none.

@@ -39,7 +39,7 @@ class Owner:
     def alive(self) -> bool:
         """Do the process and the thread still run?  Asks the kernel now; never blocks.  On another host: as far as is
         known."""
-        return bool(self.host) or start_of(self.pid) == self.start and thread_runs(self.pid, self.tid)
+        return bool(self.host) or (start_of(self.pid) == self.start and thread_runs(self.pid, self.tid))
 
     def __str__(self) -> str:
         if not self.pid:

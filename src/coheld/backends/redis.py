@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from .. import native
 from ..errors import BackendError, IncompatibleError
 from ..process import at_fork
-from . import files, of_scheme
+from . import of_scheme
 from .base import Capabilities, Handle
 from .remote import far_mutex
 from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
@@ -420,7 +420,7 @@ class _Listener(threading.Thread):
         while not self._ended:
             try:
                 self._hear()
-            except Exception as error:  # noqa: BLE001  # whatever it was, those who wait depend on this thread
+            except Exception as error:  # whatever it was, those who wait depend on this thread
                 self._lost(error)
 
     def _hear(self) -> None:

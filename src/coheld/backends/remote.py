@@ -70,7 +70,8 @@ class Away:
     """All of a lock that is not local; one per handle.  guard: held by who changes grant, for moments."""
 
     def __init__(self, lock: Handle, store: Callable[[], Store], name: str, lease: float) -> None:
-        self._lock, self._store = weakref.ref(lock), store
+        self._lock: weakref.ref[Any] = weakref.ref(lock)
+        self._store = store
         self.name, self.lease = name, lease
         self.when_lost: list[Callable[[LeaseLostError], object]] = []
         self.begin()
@@ -97,20 +98,21 @@ class Away:
         return self._store()
 
     @property
-    def lock(self) -> Handle:
+    def lock(self) -> Any:
+        """A Mutex of far_mutex()."""
         lock = self._lock()
         assert lock is not None
         return lock
 
     @property
     def label(self) -> str:
-        return self.lock.label
+        return str(self.lock.label)
 
     # -- the grant -----------------------------------------------------------------------------------------------------
 
     def secure(self, obj: Any, deadline: float, stop: bytearray | None = None) -> bool:
-        """By the new owner of the local lock: the grant as well; False: not by the deadline.  The caller gives the local
-        lock back where this raises."""
+        """By the new owner of the local lock: the grant as well; False: not by the deadline.  The caller gives the
+        local lock back where this raises."""
         memo = self._memo_here()
         if memo.passes_on(self.lease):
             memo.passes += 1
@@ -145,7 +147,7 @@ class Away:
         return self.memo
 
     def _ask(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
-        nonce, look = memo.ask(), waiters.Patience(self.lock, False).look
+        nonce, look = memo.ask(), waiters.begin_patience(self.lock, stop is not None, False).look
         queue, queued, who = self.watched, False, self._who()
         try:
             while True:

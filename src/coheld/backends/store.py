@@ -33,8 +33,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The state of the last commit.  payload: None: it is the one that is known, or none was committed yet.  holder: who
-    has the lock, as it was told.  token: of the last grant."""
+    """The state of the last commit.  payload: None: it is the one that is known, or none was committed yet.  holder:
+    who has the lock, as it was told.  token: of the last grant."""
 
     known: Known
     payload: bytes | None
@@ -44,8 +44,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """For a lock.  nonce: of the grant; one that is the last one still is granted again.  who: for others to see.  lease:
-    seconds.  known: the state that needs not be sent.  queue: a place among those who wait, if it is not free."""
+    """For a lock.  nonce: of the grant; one that is the last one still is granted again.  who: for others to see.
+    lease: seconds.  known: the state that needs not be sent.  queue: a place among those who wait, if it is not free."""
 
     nonce: bytes
     who: bytes

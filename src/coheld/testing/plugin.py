@@ -81,7 +81,7 @@ def coheld_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @contextmanager
 def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Where a store is asked for (COHELD_BACKEND), locks without a name are put there as well, by one that nobody else
-    has: else most of the contract would be asked of this machine's memory.  Threads and connections end with the test."""
+    has: else most of the contract would be asked of this machine's memory.  Its threads end with the test."""
     if default().partition(":")[0] in ("shm", "file"):
         yield
         return
