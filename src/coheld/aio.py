@@ -6,6 +6,7 @@ coheld waits in the stead of all tasks of the process that wait for it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from asyncio import CancelledError
 from collections.abc import Callable
@@ -65,9 +66,38 @@ async def enter(obj: object) -> None:
     await _take(native.lock_of(obj), obj, b"", FOREVER)
 
 
-def leave(obj: object) -> None:
+async def leave(obj: object) -> None:
     """The end of it."""
-    native.lock_of(obj)._task_give()
+    await _give(native.lock_of(obj))
+
+
+async def _give(lock: Any) -> None:
+    """One level back.  A store is told of the last one by a thread, and the loop goes on meanwhile."""
+    try:
+        if lock.far:
+            await _depart(lock, lock.away.departure(loud=True))
+    finally:
+        lock._task_give()
+
+
+async def _depart(lock: Any, work: Callable[[], object] | None) -> None:
+    """By the owner.  Cancelled, it waits on: what the store is told cannot be taken back."""
+    if work is None:
+        return
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except CancelledError as error:
+            cancelled = error
+    try:
+        future.result()
+    except BaseException:
+        lock._discard()
+        raise
+    if cancelled is not None:
+        raise cancelled
 
 
 def locked(
@@ -82,11 +112,18 @@ def locked(
         lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
         try:
             result = await fn(self, *args, **kwargs)
-        except BaseException:
+        except GeneratorExit:  # it can wait for nothing any more
             with suppress(NotOwnerError):  # what the call raised is what the caller sees
                 lock._task_give()
             raise
-        lock._task_give()
+        except BaseException:
+            with suppress(NotOwnerError):
+                await _give(lock)
+            raise
+        if lock.far:
+            await _give(lock)
+        else:
+            lock._task_give()
         return result
 
     async def careful_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -96,11 +133,15 @@ def locked(
             if when is not None:
                 await serve(lock._guard_steps(when, self, deadline, timeout), lock)
             result = await (_atomically(lock, fn, self, args, kwargs) if atomic else fn(self, *args, **kwargs))
-        except BaseException:
+        except GeneratorExit:
             with suppress(NotOwnerError):
                 lock._task_give()
             raise
-        lock._task_give()
+        except BaseException:
+            with suppress(NotOwnerError):
+                await _give(lock)
+            raise
+        await _give(lock)
         return result
 
     return functools.update_wrapper(careful_call if when is not None or atomic else call, fn)
@@ -244,6 +285,8 @@ async def _come_of(step: waiting.Step, lock: Any) -> Any:
         return await lookout.news(lock, step.epoch, step.until, step.timed, step.method)
     if isinstance(step, waiting.Attempt):
         return await _attempt(step.semaphore, step.deadline)
+    if isinstance(step, waiting.Depart):
+        return await _depart(lock, lock.away.departure(step.loud, suspends=True))
     cancelled = None
     while True:
         try:

@@ -144,7 +144,7 @@ class Lockable(native.LockableBase):
 
         # A coroutine that is destroyed may belong to a task that was found gone before.
         with suppress(*[NotOwnerError] if kind is GeneratorExit else []):
-            aio.leave(self)
+            await aio.leave(self)
 
     def __init_subclass__(cls, *, max_state: int | None = None, **kwargs: Any) -> None:
         """max_state: how large the shared state may be, in bytes of MessagePack; default 64 MiB."""

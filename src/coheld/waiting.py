@@ -163,7 +163,17 @@ class Attempt:
         return found
 
 
-Step = Sleep | Take | Attempt
+@dataclass(frozen=True)
+class Depart:
+    """A store that has the lock is told that it goes, before the owner gives it up.  loud: see Handle._suspend."""
+
+    loud: bool
+
+    def block(self, lock: Any) -> None:
+        lock._part(self.loud)
+
+
+Step = Sleep | Take | Attempt | Depart
 Steps = Generator[Step, Any, T]
 
 
@@ -183,6 +193,8 @@ def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep:
             raise NotSo
         take = Take(obj, method, depth, FOREVER if keep else deadline, keep)
         try:
+            if lock.far:
+                yield Depart(first)
             epoch = lock._suspend(first)
             patience = patience or telling(lock, partial(_not_yet, lock))
             patience.look()
@@ -205,7 +217,7 @@ def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep:
 
 def _not_yet(lock: Any) -> str:
     """Why a wait for what others bring about goes on, as messages say it."""
-    return f"it is not yet so; {lock._why_not() if lock.owner() else 'nobody holds it'}"
+    return f"it is not yet so; {lock._why_not() if lock._known_owner() else 'nobody holds it'}"
 
 
 def _taken_back(lock: Mutex, take: Take, error: BaseException) -> Steps[None]:

@@ -3,9 +3,10 @@
 Only the owner of the local lock reads and writes it; who renews the lease does so under the guard of Away, while its
 process is that owner.  A word is written as a whole.  A death between two of them:
 
-    valid       goes down first and up last: with it down there is no grant to pass on, and the next owner asks the store
-    asked       the nonce may be the store's last one, and who asked for it was killed: the next owner asks with it again,
-                and need not wait for the end of a lease that nobody has
+    valid       goes down first and up last: with it down there is no grant to pass on, and the next owner asks the
+                store
+    asked       the nonce may be the store's last one, and who asked for it was killed: the next owner asks with it
+                again, and need not wait for the end of a lease that nobody has
     version     UNKNOWN before the store is told of a change, and the number of it once the local state has it: in
                 between, the next owner has the state sent again
     passes      goes up before the body that has this number begins: no two owners have one token

@@ -1,4 +1,5 @@
-"""Locks that a Redis or Valkey server has, with their state: redis.lua says what is there, and what is done in one step.
+"""Locks that a Redis or Valkey server has, with their state: redis.lua says what is there, and what is done in one
+step.
 
     redis://host:port/database?lease=10     rediss:// with TLS; lease in seconds
     redis://user:password@host/0            user, password and whatever else redis-py takes in its URL go to that alone
@@ -403,8 +404,8 @@ class _Listener(threading.Thread):
         self.join(_PATIENCE)
 
     def add(self, channel: str) -> None:
-        """Subscribe: when this returns, nothing that is said from now on is missed, but for what a cut connection loses.
-        Raises: BackendError: if the server cannot be reached."""
+        """Subscribe: when this returns, nothing that is said from now on is missed, but for what a cut connection
+        loses. Raises: BackendError: if the server cannot be reached."""
         with self._guard:
             ready = self._channels.setdefault(channel, threading.Event())
         if ready.is_set():

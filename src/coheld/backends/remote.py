@@ -30,6 +30,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -86,6 +87,7 @@ class Away:
         self.segment: Any = None
         self.pending: Found | None = None  # of the grant, and not in the local state yet
         self.parting: tuple[float | None, bool] | None = None  # for how long the grant stays, and is it loud
+        self.departing: tuple[float | None, bool] | None = None  # the same, settled before
         self.sent: tuple[bytes, int] | None = None  # a change that was made ahead of the local commit, and its version
         self.recovers = self.makes = False
         self.dead = b""
@@ -135,7 +137,7 @@ class Away:
 
     def _have(self, grant: Grant) -> None:
         with self.guard:
-            self.grant, self.parting, self.sent = grant, None, None
+            self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
         renewing.while_held(self)
 
@@ -283,7 +285,7 @@ class Away:
         or the next of this host may have it.  Raises: LeaseLostError, StateError: nothing was changed.  BackendError:
         it may have been."""
         lock = self.lock
-        self.parting = self.lease if self._stays() else None, loud
+        self.parting = self.departing or (self.lease if self._stays() else None, loud)
         try:
             try:
                 lock._commit()
@@ -303,9 +305,42 @@ class Away:
             self.drop(self.grant.nonce if self.grant is not None else b"")
             raise
         finally:
-            self.parting = None
+            self.parting = self.departing = None
         with self.guard:
             self.grant = None
+
+    def departure(self, loud: bool, suspends: bool = False) -> Callable[[], object] | None:
+        """By the owner: what part(loud) will have to tell the store, for another thread to do before it; None: nothing.
+        suspends: all levels go, and news of others is to be heard from then on."""
+        lock = self.lock
+        if self.grant is None or (lock._record()[0] > 1 and not suspends):
+            return None
+        keep, payload = self.lease if self._stays() else None, None
+        try:
+            if lock.pending:
+                payload = lock.view._changed_payload()
+        except (CoheldError, OSError):
+            return None  # part says so
+        tells = bool(payload is not None or keep is None or self.recovers or self.makes or self.grant.lost)
+        if tells:
+            self.departing = keep, loud
+        return partial(self._depart, payload, keep, loud, tells, suspends) if tells or suspends else None
+
+    def _depart(self, payload: bytes | None, keep: float | None, loud: bool, tells: bool, listens: bool) -> None:
+        if listens:
+            self.store.listen(self.name, self)
+        if not tells:
+            return
+        try:
+            version = self._tell(payload, False, keep, loud)
+        except LeaseLostError:
+            self.forget()
+            raise
+        except BaseException:
+            self.drop(self.grant.nonce if self.grant is not None else b"")
+            raise
+        if payload is not None:
+            self.sent = payload, version
 
     def _stays(self) -> bool:
         memo, lock = self.memo, self.lock

@@ -45,7 +45,8 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class Ask:
     """For a lock.  nonce: of the grant; one that is the last one still is granted again.  who: for others to see.
-    lease: seconds.  known: the state that needs not be sent.  queue: a place among those who wait, if it is not free."""
+    lease: seconds.  known: the state that needs not be sent.  queue: a place among those who wait, if it is not
+    free."""
 
     nonce: bytes
     who: bytes

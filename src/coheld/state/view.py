@@ -420,6 +420,11 @@ class FarView(View):
         super()._put_down(changed, made)
         away.mirrored(version)
 
+    def _changed_payload(self) -> bytes | None:
+        """By the owner: what a commit would tell the store now; None: nothing. Raises: as a commit."""
+        changed, _ = self._changed(self._marked(False))
+        return self._payload(changed) if changed else None
+
     def _payload(self, changed: dict[int, bytes]) -> bytes:
         """All fields, as they go to the store. Raises: StateError: if they are too large."""
         fields = [self._field_for(index, 0, changed.get(index))[1] for index in range(len(self.schema.specs))]
