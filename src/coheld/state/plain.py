@@ -29,6 +29,7 @@ class Plain:
 
     cell: Any
     schema: Any
+    remote: bool
     _kinds: bytes
     _values: list[Any]
     _stamps: list[int]

@@ -407,11 +407,9 @@ if not native.missing:
 class FarView(View):
     """Of a lock that a store has: the files are a copy of what that has.  Before the other half."""
 
-    remote = False
-
     def __init__(self, lock: Handle, schema: Schema, siblings: list[View]) -> None:
         super().__init__(lock, schema, siblings)
-        self.remote = True
+        self.remote = True  # to the half that is C: it neither commits nor reads for others by itself
 
     def _put_down(self, changed: dict[int, bytes], made: bool) -> None:
         """The store first, which alone says whether that can be; then the copy."""
