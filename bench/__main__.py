@@ -22,6 +22,7 @@ from bench.rows import (
     million,
     permits,
     readers,
+    redis,
     state,
     tasks,
     throughput,
@@ -41,6 +42,7 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "permits": permits.measure,
     "deadlock": deadlock.measure,
     "listing": listing.measure,
+    "redis": redis.measure,
     "import": importing.measure,
 }
 

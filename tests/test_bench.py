@@ -31,6 +31,7 @@ PEERS = {
     "permits": {"", "mp.Semaphore"},
     "deadlock": {""},
     "listing": {""},
+    "redis": {"", "redis-py Lock"},
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
 BARS = {
@@ -46,6 +47,7 @@ BARS = {
     "permits": 2,
     "deadlock": 3,
     "listing": 2,
+    "redis": 5,
     "import": 2,
 }
 

@@ -100,6 +100,10 @@ class Memo:
         self.until = int(until * 1e9)
         self.valid = 1
 
+    def pause(self) -> None:
+        """It goes back: who is killed before the store has answered leaves nobody believing that it is still here."""
+        self.valid = 0
+
     def end(self) -> None:
         """It is not, any more."""
         self.valid = self.asked = 0

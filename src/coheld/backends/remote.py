@@ -250,6 +250,8 @@ class Away:
             raise grant.lost
         if payload is not None:
             memo.forget_state()
+        if keep is None:
+            memo.pause()
         change = Change(grant.nonce, os.urandom(8), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
         version = self.store.release(self.name, change)
