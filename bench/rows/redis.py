@@ -127,7 +127,7 @@ def _hand_over(url: str, age: float) -> float:
     held = multiprocessing.get_context("fork").Event()
     with workers.worker(
         partial(_ask_elsewhere, url, held.wait)
-    ) as waiter:  # first: so it inherits nothing of this host
+    ) as waiter:  # first: it inherits nothing of ours
         with Count(lock_name="bench", lock_backend=url):
             held.set()
             waiter.hear()
