@@ -642,9 +642,8 @@ class Remote(_Base):
 
     def owner(self) -> Owner | None:
         """Who has it; of another host as the store says, which is asked. Raises: BackendError."""
-        here = super().owner()
-        if here is not None and self.away._memo_here().valid:
-            return here
+        if self.away._memo_here().valid:  # the grant is this host's; the store knows who asked for it, not who has it
+            return super().owner()
         return _owner_of(self.away.store.load(self.away.name, self.away.seen.known).holder)
 
     def _known_owner(self) -> Owner | None:
