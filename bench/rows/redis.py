@@ -125,9 +125,7 @@ def _passed(url: str, plan: Plan) -> float:
 
 def _hand_over(url: str, age: float) -> float:
     held = multiprocessing.get_context("fork").Event()
-    with workers.worker(
-        partial(_ask_elsewhere, url, held.wait)
-    ) as waiter:  # first: it inherits nothing of ours
+    with workers.worker(partial(_ask_elsewhere, url, held.wait)) as waiter:  # first: it inherits nothing of ours
         with Count(lock_name="bench", lock_backend=url):
             held.set()
             waiter.hear()

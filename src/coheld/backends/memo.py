@@ -3,8 +3,8 @@
 Only the owner of the local lock reads and writes it; who renews the lease does so under the guard of Away, while its
 process is that owner.  A word is written as a whole.  A death between two of them:
 
-    valid       goes down first and up last: with it down there is no grant to pass on, and the next owner asks the
-                store
+    valid       goes down first and up last: HELD alone is a grant to pass on; else the next owner asks the store.
+                LEAVING: the owner has it, and is giving it back
     asked       the nonce may be the store's last one, and who asked for it was killed: the next owner asks with it
                 again, and need not wait for the end of a lease that nobody has
     version     UNKNOWN before the store is told of a change, and the number of it once the local state has it: in
@@ -27,6 +27,7 @@ from .store import UNKNOWN, Known
 
 _SIZE = 4096
 _MAGIC = 0x6F6D654D_65686F63
+HELD, LEAVING = 1, 2
 MOST_PASSES = (1 << 12) - 1
 """Of one grant: the low bits of a token."""
 LONGEST_STAY = 0.1
@@ -98,11 +99,11 @@ class Memo:
         """What was asked for is this host's."""
         self.token, self.passes, self.since = token, 0, time.monotonic_ns()
         self.until = int(until * 1e9)
-        self.valid = 1
+        self.valid = HELD
 
     def pause(self) -> None:
         """It goes back: who is killed before the store has answered leaves nobody believing that it is still here."""
-        self.valid = 0
+        self.valid = LEAVING
 
     def end(self) -> None:
         """It is not, any more."""
@@ -111,7 +112,9 @@ class Memo:
     def passes_on(self, lease: float) -> bool:
         """Is there a grant that can be had without the store being asked, with what it guards?"""
         left = self.until - time.monotonic_ns()
-        return bool(self.valid and self._version != UNKNOWN and self.passes < MOST_PASSES and left > lease * 0.5e9)
+        return bool(
+            self.valid == HELD and self._version != UNKNOWN and self.passes < MOST_PASSES and left > lease * 0.5e9
+        )
 
     def may_stay(self, lease: float) -> bool:
         """Can it be left for the next of this host?"""

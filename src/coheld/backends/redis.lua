@@ -128,12 +128,12 @@ call('HSET', h, 'u', text('%.0f', t[1] * 1000000 + t[2] + ARGV[2]))
 return 1
 
 -- ==== load: known incarnation, known version
--- -> incarnation, version, state or nil, holder, token
-local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u')
+-- -> incarnation, version, state or nil, holder, token, nonce
+local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u', 'g')
 local i, v, state, t = f[1] or '', f[2] or '0', false, call('TIME')
 if v ~= '0' and (i ~= ARGV[1] or v ~= ARGV[2]) then state = call('HGET', h, 's') end
 local held = f[3] and tonumber(f[5] or 0) > t[1] * 1000000 + t[2]
-return {i, v, state, held and f[3] or '', f[4] or '0'}
+return {i, v, state, held and f[3] or '', f[4] or '0', held and f[6] or ''}
 
 -- ==== leave: client
 call('ZREM', waiting, ARGV[1])

@@ -267,10 +267,11 @@ class Server:
         return bool(self._do("renew", name, nonce, _micro(lease)))
 
     def load(self, name: str, known: Known) -> Found:
-        incarnation, version, payload, holder, token = self._do(
+        incarnation, version, payload, holder, token, nonce = self._do(
             "load", name, known.incarnation.rstrip(b"\0"), known.version
         )
-        return Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload, holder, int(token) - _EPOCH)
+        known = Known(incarnation.ljust(16, b"\0"), int(version))
+        return Found(known, payload, holder, int(token) - _EPOCH, nonce)
 
     def leave(self, name: str) -> None:
         self._do("leave", name, self._id)

@@ -30,6 +30,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -276,7 +277,7 @@ class Away:
         seen = self.seen
         found = self.store.load(self.name, seen.known)
         if found.known == seen.known:
-            found = Found(found.known, seen.payload, found.holder, found.token)
+            found = replace(found, payload=seen.payload)
         self.seen = found
         return found
 
@@ -644,7 +645,8 @@ class Remote(_Base):
         """Who has it; of another host as the store says, which is asked. Raises: BackendError."""
         if self.away._memo_here().valid:  # the grant is this host's; the store knows who asked for it, not who has it
             return super().owner()
-        return _owner_of(self.away.store.load(self.away.name, self.away.seen.known).holder)
+        found = self.away.store.load(self.away.name, self.away.seen.known)
+        return super().owner() if found.nonce == self.away._memo_here().nonce else _owner_of(found.holder)
 
     def _known_owner(self) -> Owner | None:
         return self.away.holder() or super().owner()
