@@ -640,9 +640,9 @@ class Remote(_Base):
 
     def owner(self) -> Owner | None:
         """Who has it; of another host as the store says, which is asked. Raises: BackendError."""
-        here = super().owner()
-        if here is not None and self.away._memo_here().valid:
-            return here
+        memo, here = self.away._memo_here(), super().owner()
+        if memo.valid and (here is not None or memo.until > time.monotonic_ns()):
+            return here  # nobody: the grant is kept for the next of this host, and the store names who had it last
         return _owner_of(self.away.store.load(self.away.name, self.away.seen.known).holder)
 
     def _known_owner(self) -> Owner | None:
