@@ -1,4 +1,5 @@
--- What a Redis or Valkey server does for a lock, each in one step.  Names and values come as KEYS and ARGV, never as text.
+-- What a Redis or Valkey server does for a lock, each verb in one step.  Names and values come as KEYS and ARGV, never as
+-- text.  A script is the first part of this file and the part of its verb.
 --
 -- KEYS[1], a hash:
 --   g u w   the grant: its nonce, the end of its lease (microseconds of this server's clock), who has it
@@ -12,132 +13,133 @@
 --
 -- Whoever waits listens at a channel of its own.  The lock is offered to the first: e is its time to come, and if nobody
 -- listens there any more, it is the next one's turn at once.  One that does not come loses its place.
+--
+-- Most of the time of a script is its calls of the server, and what is defined in it: both are few.
 
 local h, waiting = KEYS[1], KEYS[2]
-local BOUND = 500000       -- microseconds for which the lock is kept for who is in turn
-local UNUSED = 86400000    -- milliseconds for which a lock without state is remembered
+local call, text = redis.call, string.format
 
-local function text(number) return string.format('%.0f', number) end
+-- ==== acquire: nonce, lease, who, known incarnation, known version, client, queue
+-- -> "token incarnation version created", or with state and the dead one behind | microseconds, holder
+local BOUND, UNUSED = 500000, 86400000
+local nonce, client, queue = ARGV[1], ARGV[6], ARGV[7]
+local t = call('TIME')
+local now = t[1] * 1000000 + t[2]
+local f = call('HMGET', h, 'g', 'u', 't', 'i', 'v', 'n', 'c', 'r')
+local g, i, v, n, created, dead = f[1], f[4], f[5] or '0', f[6], f[7], f[8]
 
-local function clock()
-    local t = redis.call('TIME')
-    return t[1] * 1000000 + t[2]
-end
-
-local function offer(now)
-    while true do
-        local first = redis.call('ZRANGE', waiting, 0, 0)[1]
-        if not first then
-            redis.call('HDEL', h, 'n', 'e')
-            return nil
+if g ~= nonce then
+    local first, until_then = call('ZRANGE', waiting, 0, 0)[1], nil
+    if g and tonumber(f[2]) > now then
+        until_then = tonumber(f[2])
+    elseif n and n ~= client and first then
+        local e = tonumber(call('HGET', h, 'e') or 0)
+        if e > now and call('ZSCORE', waiting, n) then
+            until_then = e
+        else
+            call('ZREM', waiting, n)
+            first = call('ZRANGE', waiting, 0, 0)[1]
         end
-        redis.call('HSET', h, 'n', first, 'e', text(now + BOUND))
-        if redis.call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then return first end
-        redis.call('ZREM', waiting, first)
     end
-end
-
-local verbs = {}
-
--- nonce, lease, who, known incarnation, known version, client, queue, new incarnation
--- -> 1, token, incarnation, version, state or nil, dead or nil, created | 0, microseconds, holder
-function verbs.acquire(nonce, lease, who, known_i, known_v, client, queue, fresh)
-    local now = clock()
-    local f = redis.call('HMGET', h, 'g', 'u', 't', 'i', 'v', 'n', 'e', 'r', 'w', 'c')
-    local g, u, i, v, n, e = f[1], tonumber(f[2] or 0), f[4], f[5] or '0', f[6], tonumber(f[7] or 0)
-
-    local function refuse(until_then)
+    while not until_then and n ~= client and first and first ~= client do
+        call('HSET', h, 'n', first, 'e', text('%.0f', now + BOUND))
+        if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then
+            until_then = now + BOUND
+        else
+            call('ZREM', waiting, first)
+            first = call('ZRANGE', waiting, 0, 0)[1]
+        end
+    end
+    if until_then then
         local place = 0
         if queue == '1' then
-            if not redis.call('ZSCORE', waiting, client) then
-                redis.call('ZADD', waiting, redis.call('HINCRBY', h, 'q', 1), client)
-                redis.call('PEXPIRE', waiting, UNUSED)
+            if not call('ZSCORE', waiting, client) then
+                call('ZADD', waiting, call('HINCRBY', h, 'q', 1), client)
+                call('PEXPIRE', waiting, UNUSED)
             end
-            place = redis.call('ZRANK', waiting, client)
+            place = call('ZRANK', waiting, client)
         end
-        return {0, text(math.max(until_then - now, 0) + BOUND * place + 1000), f[9] or ''}
+        return {text('%.0f', until_then - now + BOUND * place + 1000), call('HGET', h, 'w') or ''}
     end
-
-    if g ~= nonce then
-        if g and u > now then return refuse(u) end
-        if n and n ~= client then
-            if e > now and redis.call('ZSCORE', waiting, n) then return refuse(e) end
-            redis.call('ZREM', waiting, n)
-        end
-        if n ~= client then
-            local first = redis.call('ZRANGE', waiting, 0, 0)[1]
-            if first and first ~= client then
-                first = offer(now)
-                if first and first ~= client then return refuse(now + BOUND) end
-                n = first
-            end
-        end
-    end
-
-    local dead = f[8] or (g and g ~= nonce and f[9]) or false
-    local token = math.max((tonumber(f[3]) or 0) + 1, now)
-    i = i or fresh
-    redis.call('HSET', h, 'i', i, 'g', nonce, 'u', text(now + lease), 't', text(token), 'w', who)
-    if dead then redis.call('HSET', h, 'r', dead) end
-    if n then redis.call('HDEL', h, 'n', 'e') end
-    if queue == '1' or n == client then redis.call('ZREM', waiting, client) end
-    if v == '0' and not f[10] then redis.call('PEXPIRE', h, UNUSED + lease / 1000) end
-    local state = false
-    if v ~= '0' and (i ~= known_i or v ~= known_v) then state = redis.call('HGET', h, 's') end
-    return {1, text(token), i, v, state, dead, f[10] and 1 or 0}
+    if g then dead = dead or call('HGET', h, 'w') end
+    if n then call('HDEL', h, 'n', 'e') end
+    if first == client then call('ZREM', waiting, client) end
 end
 
--- nonce, number of the change, has state, state, lease or '', loud, recovered, created
+local token = now
+if f[3] and tonumber(f[3]) >= now then token = f[3] + 1 end
+token = text('%.0f', token)
+i = i or token
+call('HSET', h, 'g', nonce, 'u', text('%.0f', now + ARGV[2]), 't', token, 'w', ARGV[3], 'i', i)
+if dead and dead ~= f[8] then call('HSET', h, 'r', dead) end
+if v == '0' and not created then call('PEXPIRE', h, UNUSED + ARGV[2] / 1000) end
+local answer = token .. ' ' .. i .. ' ' .. v .. (created and ' 1' or ' 0')
+local stale = v ~= '0' and (v ~= ARGV[5] or i ~= ARGV[4])
+if stale or dead then return {answer, stale and call('HGET', h, 's'), dead} end
+return answer
+
+-- ==== release: nonce, number of the change, has state, state, lease or '', loud, recovered, created
 -- -> version | nil: another has had it since
-function verbs.release(nonce, number, has_state, state, lease, loud, recovered, created)
-    local f = redis.call('HMGET', h, 'g', 'v', 'l', 'c')
-    local v = f[2] or '0'
-    if f[3] == number then return v end
-    if f[1] ~= nonce then return false end
-    local first = v == '0' and not f[4]
-    if has_state == '1' then
-        v = text(tonumber(v) + 1)
-        redis.call('HSET', h, 'l', number, 's', state, 'v', v)
-    else
-        redis.call('HSET', h, 'l', number)
+local BOUND = 500000
+local f = call('HMGET', h, 'g', 'v', 'l', 'c')
+local v = f[2] or '0'
+if f[3] == ARGV[2] then return v end
+if f[1] ~= ARGV[1] then return false end
+
+local clock
+local function now()
+    if not clock then
+        local t = call('TIME')
+        clock = t[1] * 1000000 + t[2]
     end
-    if created == '1' then redis.call('HSET', h, 'c', '1') end
-    if recovered == '1' then redis.call('HDEL', h, 'r') end
-    if first and (has_state == '1' or created == '1') then redis.call('PERSIST', h) end
-    if lease ~= '' then
-        redis.call('HSET', h, 'u', text(clock() + lease))
-    else
-        redis.call('HDEL', h, 'g', 'u', 'w')
-        if redis.call('EXISTS', waiting) == 1 then offer(clock()) end
+    return clock
+end
+
+local first_state = v == '0' and not f[4] and (ARGV[3] == '1' or ARGV[8] == '1')
+if ARGV[3] == '1' then
+    v = text('%.0f', v + 1)
+    call('HSET', h, 'l', ARGV[2], 's', ARGV[4], 'v', v)
+else
+    call('HSET', h, 'l', ARGV[2])
+end
+if ARGV[8] == '1' then call('HSET', h, 'c', '1') end
+if ARGV[7] == '1' then call('HDEL', h, 'r') end
+if first_state then call('PERSIST', h) end
+if ARGV[5] ~= '' then
+    call('HSET', h, 'u', text('%.0f', now() + ARGV[5]))
+else
+    call('HDEL', h, 'g', 'u', 'w')
+    local first = call('ZRANGE', waiting, 0, 0)[1]
+    while first do
+        call('HSET', h, 'n', first, 'e', text('%.0f', now() + BOUND))
+        if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then break end
+        call('ZREM', waiting, first)
+        first = call('ZRANGE', waiting, 0, 0)[1]
     end
-    if loud == '1' then redis.call('PUBLISH', 'coheld:news:' .. h, v) end
-    return v
 end
+if ARGV[6] == '1' then call('PUBLISH', 'coheld:news:' .. h, v) end
+return v
 
--- nonce, lease -> 1 | 0: another has had it since
-function verbs.renew(nonce, lease)
-    if redis.call('HGET', h, 'g') ~= nonce then return 0 end
-    redis.call('HSET', h, 'u', text(clock() + lease))
-    return 1
+-- ==== renew: nonce, lease
+-- -> 1 | 0: another has had it since
+if call('HGET', h, 'g') ~= ARGV[1] then return 0 end
+local t = call('TIME')
+call('HSET', h, 'u', text('%.0f', t[1] * 1000000 + t[2] + ARGV[2]))
+return 1
+
+-- ==== load: known incarnation, known version
+-- -> incarnation, version, state or nil, holder, token
+local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u')
+local i, v, state, t = f[1] or '', f[2] or '0', false, call('TIME')
+if v ~= '0' and (i ~= ARGV[1] or v ~= ARGV[2]) then state = call('HGET', h, 's') end
+local held = f[3] and tonumber(f[5] or 0) > t[1] * 1000000 + t[2]
+return {i, v, state, held and f[3] or '', f[4] or '0'}
+
+-- ==== leave: client
+call('ZREM', waiting, ARGV[1])
+if call('HGET', h, 'n') == ARGV[1] then
+    call('HDEL', h, 'n', 'e')
+    local first = call('ZRANGE', waiting, 0, 0)[1]
+    if first and not call('HGET', h, 'g') then call('PUBLISH', 'coheld:wake:' .. first, h) end
 end
-
--- known incarnation, known version -> incarnation, version, state or nil, holder, token
-function verbs.load(known_i, known_v)
-    local f = redis.call('HMGET', h, 'i', 'v', 'w', 't', 'u')
-    local i, v, state = f[1] or '', f[2] or '0', false
-    if v ~= '0' and (i ~= known_i or v ~= known_v) then state = redis.call('HGET', h, 's') end
-    local held = f[3] and tonumber(f[5] or 0) > clock()
-    return {i, v, state, held and f[3] or '', f[4] or '0'}
-end
-
--- client
-function verbs.leave(client)
-    redis.call('ZREM', waiting, client)
-    if redis.call('HGET', h, 'n') == client then
-        redis.call('HDEL', h, 'n', 'e')
-        if not redis.call('HGET', h, 'g') then offer(clock()) end
-    end
-    return 1
-end
-
-return verbs[table.remove(ARGV, 1)](unpack(ARGV))
+return 1

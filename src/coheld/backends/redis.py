@@ -11,6 +11,7 @@ server's clock.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -232,8 +233,6 @@ class Server:
             url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, health_check_interval=_HEALTHY
         )
         self._idle: deque[Any] = deque()  # connections that nobody uses now
-        self._script = resource_files(__package__).joinpath("redis.lua").read_bytes()
-        self._sha = hashlib.sha1(self._script).hexdigest()
         self._id = os.urandom(9).hex()
         self._guard = threading.Lock()
         self._alarms: dict[bytes, Alarm] = {}
@@ -243,20 +242,21 @@ class Server:
     # -- the five verbs ------------------------------------------------------------------------------------------------
 
     def try_acquire(self, name: str, ask: Ask) -> Granted | Refused:
-        lease, known = int(ask.lease * 1e6), ask.known
-        answer = self._do(
-            *("acquire", name, ask.nonce, lease, ask.who, known.incarnation.rstrip(b"\0"), known.version),
-            *(self._id, int(ask.queue), os.urandom(8).hex()),
-        )
-        if not answer[0]:
-            return Refused(int(answer[1]) / 1e6, answer[2])
-        _, token, incarnation, version, payload, dead, created = answer
+        known = ask.known.incarnation.rstrip(b"\0"), ask.known.version
+        answer = self._do("acquire", name, ask.nonce, _micro(ask.lease), ask.who, *known, self._id, int(ask.queue))
+        more: list[bytes | None] = []
+        if isinstance(answer, list):
+            answer, *more = answer
+            if b" " not in answer:
+                return Refused(int(answer) / 1e6, more[0] or b"")
+        token, incarnation, version, created = answer.split(b" ")
+        payload, dead = more or (None, None)
         found = Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload)
-        return Granted(int(token) - _EPOCH, found, dead or b"", bool(created))
+        return Granted(int(token) - _EPOCH, found, dead or b"", created == b"1")
 
     def release(self, name: str, change: Change) -> int | None:
         state = b"" if change.payload is None else change.payload
-        lease = "" if change.keep is None else int(change.keep * 1e6)
+        lease = b"" if change.keep is None else _micro(change.keep)
         version = self._do(
             *("release", name, change.nonce, change.number, int(change.payload is not None), state, lease),
             *(int(change.loud), int(change.recovered), int(change.created)),
@@ -264,7 +264,7 @@ class Server:
         return None if version is None else int(version)
 
     def renew(self, name: str, nonce: bytes, lease: float) -> bool:
-        return bool(self._do("renew", name, nonce, int(lease * 1e6)))
+        return bool(self._do("renew", name, nonce, _micro(lease)))
 
     def load(self, name: str, known: Known) -> Found:
         incarnation, version, payload, holder, token = self._do(
@@ -287,7 +287,7 @@ class Server:
 
     def remove(self, name: str) -> None:
         key = _key(name)
-        self._call(("DEL", key, key + b":waiting"), name)
+        self._call((b"DEL", key, key + b":waiting"), name)
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
@@ -301,10 +301,10 @@ class Server:
         self._client.close()
 
     def _do(self, verb: str, name: str, *args: Any) -> Any:
-        key = _key(name)
-        return self._call(("EVALSHA", self._sha, 2, key, key + b":waiting", verb, *args), name)
+        script, key = _scripts()[verb], _key(name)
+        return self._call((b"EVALSHA", script[0], b"2", key, key + b":waiting", *args), name, script[1])
 
-    def _call(self, command: tuple[Any, ...], name: str) -> Any:
+    def _call(self, command: tuple[Any, ...], name: str, script: bytes = b"") -> Any:
         """Sent again, once, if the connection broke: one that was idle may have been closed long ago, and the script
         does nothing twice."""
         errors = self._errors
@@ -312,7 +312,7 @@ class Server:
             try:
                 return self._send(command)
             except errors.NoScriptError:
-                return self._send(("EVAL", self._script, *command[2:]))
+                return self._send((b"EVAL", script, *command[2:]))
             except errors.TimeoutError:
                 raise
             except (errors.ConnectionError, OSError):
@@ -335,7 +335,7 @@ class Server:
             connection = pool.connection_class(**pool.connection_kwargs)
             connection.connect()
         try:
-            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            connection.send_packed_command([_packed(command)], check_health=False)
             answer = connection.read_response()
         except self._errors.ResponseError:
             self._idle.append(connection)
@@ -375,6 +375,28 @@ _EPOCH = 1_704_067_200_000_000
 """2024, microseconds: a token has 51 bits of them, and 12 for the passes of a cohort; that is good until 2095."""
 
 
+def _micro(seconds: float) -> int:
+    return int(seconds * 1e6)
+
+
+@functools.cache
+def _scripts() -> dict[str, tuple[bytes, bytes]]:
+    """Of each verb: how the server knows it once it has it, and what it is."""
+    head, *parts = resource_files(__package__).joinpath("redis.lua").read_bytes().split(b"\n-- ==== ")
+    scripts = {part[: part.index(b":")].decode(): head + b"\n-- " + part for part in parts}
+    return {verb: (hashlib.sha1(script).hexdigest().encode(), script) for verb, script in scripts.items()}
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    """As redis-py packs it, in a third of the time: it is a tenth of a call."""
+    parts = [b"*%d\r\n" % len(command)]
+    for part in command:
+        raw = part if type(part) is bytes else str(part).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)
+
+
+@functools.lru_cache(1024)
 def _key(name: str) -> bytes:
     return f"coheld:{{{quote(name, safe='/:-_. ')}}}".encode()
 
@@ -400,7 +422,7 @@ class _Listener(threading.Thread):
         """Blocks until it has."""
         self._ended = True
         with suppress(BackendError):
-            self._server._call(("PUBLISH", self._own, b"-"), "")
+            self._server._call((b"PUBLISH", self._own, b"-"), "")
         self.join(_PATIENCE)
 
     def add(self, channel: str) -> None:
@@ -410,7 +432,7 @@ class _Listener(threading.Thread):
             ready = self._channels.setdefault(channel, threading.Event())
         if ready.is_set():
             return
-        self._server._call(("PUBLISH", self._own, b"-"), "")
+        self._server._call((b"PUBLISH", self._own, b"-"), "")
         if not ready.wait(_PATIENCE):
             raise BackendError(
                 f"{self._server.where} cannot be reached, or does not answer; trying again may work",
