@@ -142,11 +142,18 @@ class Away:
         renewing.while_held(self)
 
     def _memo_here(self) -> Memo:
+        """By the owner."""
         segment = self.lock.segment
         if self.memo is None or self.segment is not segment:
-            self.memo = Memo(f"{segment.path}~grant.{segment.identity[1]}")
+            self.memo = Memo(_memo_of(segment))
             self.segment = segment
         return self.memo
+
+    def stays_here(self, held: bool) -> bool:
+        """Has this host the grant, as far as is seen from outside?  held: somebody here has the local lock."""
+        segment = self.lock.segment
+        memo = self.memo if self.segment is segment else Memo.seen(_memo_of(segment))
+        return bool(memo is not None and memo.valid and (held or memo.until > time.monotonic_ns()))
 
     def _ask(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
         nonce, look = memo.ask(), waiters.begin_patience(self.lock, stop is not None, False).look
@@ -412,6 +419,19 @@ class Away:
             return True
         return bool(lock._stir())
 
+    def remove(self) -> None:
+        """By the owner: the store has nothing of it any more, and the grant is over. Raises: LeaseLostError: nothing
+        was changed.  BackendError: it may have been."""
+        grant = self.mine()
+        try:
+            removed = self.store.remove(self.name, grant.nonce)
+        except BaseException:
+            self.drop(grant.nonce)
+            raise
+        if not removed:
+            raise self.lose(grant, "another has had it since")
+        self.forget()
+
     # -- questions of the owner ----------------------------------------------------------------------------------------
 
     def mine(self) -> Grant:
@@ -436,6 +456,10 @@ class Away:
             self.lose(grant, "another has had it since")
         assert grant.lost is not None
         raise grant.lost
+
+
+def _memo_of(segment: Any) -> str:
+    return f"{segment.path}~grant.{segment.identity[1]}"
 
 
 _all: weakref.WeakSet[Away] = weakref.WeakSet()
@@ -640,8 +664,8 @@ class Remote(_Base):
 
     def owner(self) -> Owner | None:
         """Who has it; of another host as the store says, which is asked. Raises: BackendError."""
-        memo, here = self.away._memo_here(), super().owner()
-        if memo.valid and (here is not None or memo.until > time.monotonic_ns()):
+        here = super().owner()
+        if self.away.stays_here(here is not None):
             return here  # nobody: the grant is kept for the next of this host, and the store names who had it last
         return _owner_of(self.away.store.load(self.away.name, self.away.seen.known).holder)
 
@@ -654,6 +678,13 @@ class Remote(_Base):
             return f"<Mutex {where}, not attached>"
         here = super().owner()
         return f"<Mutex {where}, {f'held by {here}' if here else 'not held by this host'}>"
+
+    def _exists(self) -> bool:
+        """Is there something of it, here or there?  Asks the store. Raises: BackendError."""
+        return super()._exists() or bool(self.away.store.load(self.away.name, Known()).known.incarnation.strip(b"\0"))
+
+    def _vanish(self) -> None:
+        self.away.remove()
 
     def _why_not(self) -> str:
         here, there = super().owner(), self.away.holder()
