@@ -22,6 +22,7 @@ import time
 import zlib
 from typing import Any
 
+from .. import native
 from . import files
 from .store import UNKNOWN, Known
 
@@ -31,6 +32,15 @@ MOST_PASSES = (1 << 12) - 1
 """Of one grant: the low bits of a token."""
 LONGEST_STAY = 0.1
 """For how long a grant passes among the processes of one host before the others may have it, seconds."""
+
+
+def _mapped(fd: int) -> memoryview:
+    """The descriptor stays the caller's."""
+    if native.missing:
+        return memoryview(mmap.mmap(fd, _SIZE))  # which keeps a file open for as long: as the local lock does
+    segment = native.Segment(os.dup(fd), _SIZE, _SIZE)
+    segment.close()
+    return memoryview(segment)  # type: ignore[arg-type]  # a buffer, from 3.12 on
 
 
 class _Word:
@@ -74,10 +84,10 @@ class Memo:
         try:
             if os.fstat(fd).st_size < _SIZE:
                 os.ftruncate(fd, _SIZE)
-            self.map = mmap.mmap(fd, _SIZE)
+            self.map = _mapped(fd)
         finally:
             os.close(fd)
-        self.words = memoryview(self.map).cast("q")
+        self.words = self.map.cast("q")
 
     def _is_of_this_boot(self) -> bool:
         return bool(self.magic == _MAGIC and self.boot == zlib.crc32(files.boot_id()))

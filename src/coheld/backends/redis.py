@@ -33,10 +33,10 @@ from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
 
 SCHEME = "redis"
 CAPABILITIES = Capabilities(
-    handoff_bound=0.5,
-    wakes_without_polling=True,
+    handoff_bound=None if native.missing else 0.5,
+    wakes_without_polling=not native.missing,
     uninterruptible_entry=False,
-    held_limit=native.HELD_LIMIT,
+    held_limit=None if native.missing else native.HELD_LIMIT,
     files=False,
     leases=True,
     readers=False,
