@@ -33,7 +33,14 @@ from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
 
 SCHEME = "redis"
 CAPABILITIES = Capabilities(
-    handoff_bound=0.5, wakes_without_polling=True, uninterruptible_entry=False, held_limit=native.HELD_LIMIT
+    handoff_bound=None if native.missing else 0.5,
+    wakes_without_polling=not native.missing,
+    uninterruptible_entry=False,
+    held_limit=None if native.missing else native.HELD_LIMIT,
+    files=False,
+    leases=True,
+    readers=False,
+    semaphores=False,
 )
 LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
@@ -148,9 +155,9 @@ class Backend:
 
     existing = named
 
-    def anonymous(self) -> Handle:
+    def anonymous(self, cls: type | None = None) -> Handle:
         """They live in this machine's memory."""
-        return anonymous()
+        return anonymous(cls)
 
     def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
         if name is not None:
@@ -164,9 +171,9 @@ class Backend:
 at = Backend
 
 
-def anonymous() -> Handle:
+def anonymous(cls: type | None = None) -> Handle:
     """A deep copy of one has a lock of its own, without a name: on this machine."""
-    made: Handle = of_scheme(_local_scheme()).anonymous()
+    made: Handle = of_scheme(_local_scheme()).anonymous(cls)
     return made
 
 
@@ -287,9 +294,8 @@ class Server:
             self._bells[_key(name)] = lock
         self._listening().add(f"coheld:news:{_key(name).decode()}")
 
-    def remove(self, name: str) -> None:
-        key = _key(name)
-        self._call((b"DEL", key, key + b":waiting"), name)
+    def remove(self, name: str, nonce: bytes) -> bool:
+        return bool(self._do("remove", name, nonce, os.urandom(8)))
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
