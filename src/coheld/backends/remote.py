@@ -262,7 +262,11 @@ class Away:
 
     def _tell(self, payload: bytes | None, made: bool, keep: float | None, loud: bool) -> int:
         """The store is told; the version of its state then. Raises: LeaseLostError."""
-        grant, memo = self._living()
+        grant, memo = self.grant, self.memo
+        if grant is None or memo is None:
+            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
+        if grant.lost is not None:
+            raise grant.lost
         if payload is not None:
             memo.forget_state()
         if keep is None:
@@ -277,32 +281,19 @@ class Away:
             raise
         if version is None:
             raise self.lose(grant, "another has had it since")
-        self._told(change, begun + self.lease)
-        return version
-
-    def _living(self) -> tuple[Grant, Memo]:
-        """By the owner. Raises: LeaseLostError: if its grant is known to be none."""
-        grant, memo = self.grant, self.memo
-        if grant is None or memo is None:
-            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
-        if grant.lost is not None:
-            raise grant.lost
-        return grant, memo
-
-    def _told(self, change: Change, until: float) -> None:
-        """The store has made the change."""
-        grant, memo = self.grant, self.memo
-        assert grant is not None and memo is not None
         with self.guard:
             self.recovers = self.makes = False
-            memo.recovers &= not change.recovered
-            memo.created |= change.created
-            if change.keep is None:
+            if change.recovered:
+                memo.recovers = 0
+            if change.created:
+                memo.created = 1
+            if keep is None:
                 memo.end()
                 self.grant = None
             else:
-                grant.until = until
-                memo.until = int(until * 1e9)
+                grant.until = begun + self.lease
+                memo.until = int(grant.until * 1e9)
+        return version
 
     def _unknown(self, error: BaseException) -> LeaseLostError:
         return LeaseLostError(

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from coheld import NotOwnerError
-from coheld.backends import backend_of, default
+from coheld import NotOwnerError, native
+from coheld.backends import backend_of, default, of_scheme
 from coheld.testing.support import delays
 
 T = TypeVar("T")
@@ -19,6 +19,8 @@ URL = default()
 """The backend that these tests run on, and what it can."""
 BACKEND = backend_of(None)
 CAPABILITIES = BACKEND.CAPABILITIES
+LOCAL = BACKEND if CAPABILITIES.files else of_scheme("file" if native.missing else "shm")
+"""That of its files on this machine: of its locks, or of those by which the processes of a host agree first."""
 
 
 def where(capability: str) -> pytest.MarkDecorator:
