@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from coheld import Lockable
-from coheld.testing.contract.observe import BACKEND, CAPABILITIES
+from coheld.testing.contract.observe import BACKEND, CAPABILITIES, LOCAL
 from coheld.testing.support import delays
 
 Place = tuple[str, int]
@@ -41,6 +41,13 @@ def file_called(name: str) -> str:
 def arenas_of(directory: str | os.PathLike[str], pid: int) -> list[str]:
     """The arena files that a process made."""
     return [name for name in all_in(directory) if name.startswith(f"arena-{pid}-")]
+
+
+def live_once() -> None:
+    """A process that starts, and so sweeps, and ends."""
+    with LOCAL.anonymous():
+        pass
+    LOCAL._leave()
 
 
 def took(obj: Lockable) -> bool:

@@ -85,7 +85,7 @@ def test_semaphores_and_pools_have_names_or_are_refused_as_declared(make: Callab
     if CAPABILITIES.semaphores:
         assert make()
     else:
-        with pytest.raises(IncompatibleError, match="'x'.*local so far"):
+        with pytest.raises(IncompatibleError, match=r"'x'.*local so far"):
             make()
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from coheld import Lockable, holder
 from coheld.testing.contract import killpoints
-from coheld.testing.contract.observe import CAPABILITIES, LOCAL, URL
-from coheld.testing.contract.places import all_in, file_called, file_of, had, inode_of, place_of, took
+from coheld.testing.contract.observe import CAPABILITIES, URL
+from coheld.testing.contract.places import all_in, file_called, file_of, had, inode_of, live_once, place_of, took
 from coheld.testing.support import procs
 from coheld.testing.support.exclusion import Exclusion
 
@@ -253,13 +253,6 @@ def test_one_who_is_killed_at_any_step_of_making_a_name_is_in_nobodys_way(coheld
         assert all_in(coheld_dir) == [file_called("x")]
         (coheld_dir / file_called("x")).unlink()
     assert left == {".new", "name"}
-
-
-def live_once() -> None:
-    """A process that starts, and so sweeps, and ends."""
-    with LOCAL.anonymous():
-        pass
-    LOCAL._leave()
 
 
 @pytest.mark.hang_limit(180)

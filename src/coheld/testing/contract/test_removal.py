@@ -14,7 +14,7 @@ from coheld import Lockable, LockTimeout, holder
 from coheld.mutex import remove
 from coheld.testing.contract import killpoints
 from coheld.testing.contract.observe import LOCAL
-from coheld.testing.contract.places import all_in, file_called, had, inode_of, took
+from coheld.testing.contract.places import all_in, file_called, had, inode_of, live_once, took
 from coheld.testing.support import delays, procs, states
 from coheld.testing.support.exclusion import Exclusion
 
@@ -26,6 +26,7 @@ def test_the_file_goes(coheld_dir: Path) -> None:
     other = Lockable(lock_name="y")
     assert remove("x") is True
     assert all_in(coheld_dir) == [file_called("y")] and took(other)
+    assert remove("x") is False
 
 
 def test_there_was_none(coheld_dir: Path) -> None:
@@ -300,6 +301,7 @@ def test_a_remover_that_is_killed_at_any_step_is_in_nobodys_way(coheld_dir: Path
             other.expect(inode_of(known))
             assert not took(known)
             other.tell("leave")
+        assert killpoints.forked(live_once) == 0  # for the table of waiters that it may have left half made
         assert all_in(coheld_dir) == [file_called("x")]
     assert seen == {True, False}
 
