@@ -41,7 +41,7 @@ import msgspec
 from .. import native
 from ..errors import BackendError, CoheldError, IncompatibleError, LeaseLostError, NotLockedError
 from ..owner import Owner
-from ..process import at_fork
+from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left, patience
 from . import renewing, waiters
 from .memo import Memo
@@ -219,7 +219,8 @@ class Away:
 
     def _who(self) -> bytes:
         who = self.lock._record()[2]
-        return msgspec.msgpack.encode((socket.gethostname(), *who, threading.current_thread().name, time.time()))
+        thread = thread_name(who[0], who[2])  # current_thread() would add one that is not Python's for good
+        return msgspec.msgpack.encode((socket.gethostname(), *who, thread, time.time()))
 
     # -- the state -----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,11 @@ def where(capability: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not getattr(CAPABILITIES, capability), reason=f"{URL} declares {capability}=False")
 
 
+def label_of(name: str) -> str:
+    """What messages call the lock of that name."""
+    return repr(name) if CAPABILITIES.files else f"{name!r} at {BACKEND.named(name).where}"
+
+
 OTHER_URL = "shm:" if URL == "file:" else "file:"
 
 
