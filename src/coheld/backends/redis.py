@@ -148,9 +148,9 @@ class Backend:
 
     existing = named
 
-    def anonymous(self) -> Handle:
+    def anonymous(self, cls: type | None = None) -> Handle:
         """They live in this machine's memory."""
-        return anonymous()
+        return anonymous(cls)
 
     def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
         if name is not None:
@@ -164,9 +164,9 @@ class Backend:
 at = Backend
 
 
-def anonymous() -> Handle:
+def anonymous(cls: type | None = None) -> Handle:
     """A deep copy of one has a lock of its own, without a name: on this machine."""
-    made: Handle = of_scheme(_local_scheme()).anonymous()
+    made: Handle = of_scheme(_local_scheme()).anonymous(cls)
     return made
 
 

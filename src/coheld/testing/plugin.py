@@ -85,7 +85,7 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if default().partition(":")[0] in ("shm", "file"):
         yield
         return
-    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda: mutex.named(f"anonymous-{uuid.uuid4()}"))
+    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda _cls: mutex.named(f"anonymous-{uuid.uuid4()}"))
     yield
     import_module("coheld.backends.renewing").end()
     import_module("coheld.backends.redis")._process.close()
