@@ -11,7 +11,7 @@ import pytest
 
 from cli.commands import COHELD, Terminal, coheld
 from coheld import holder, statistics
-from coheld.cli import testbed
+from coheld.cli import exits, testbed
 from coheld.cli.report import DeviceResult, Report, WorkerResult
 from coheld.testing.support import delays, procs, states
 
@@ -64,6 +64,28 @@ def test_it_shows_who_holds_what() -> None:
     assert done.stdout.startswith("coheld demo: 4 workers share 2 devices for 1.5 s\n")
     assert f"backend shm, {os.environ['COHELD_DIR']}" in done.stdout
     assert re.search(r"1\.\d s  router: (w\d in \w+|free), \d waiting, [\d,]+ calls \| switch: ", done.stdout)
+
+
+def test_on_a_server_that_it_starts(coheld_dir: Path) -> None:
+    done = coheld(*BRIEF, "--kills", "2", "--backend", "redis")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend redis://127.0.0.1:" in done.stdout
+    made, counted, kills, recoveries = totals(done.stdout)
+    assert made == counted > 0
+    assert kills == recoveries == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("nosuch:", "no backend for 'nosuch:'; known: shm:, file:, redis:, rediss:"),
+        ("redis://lab:SECRET@host/x", "the URL of a redis: backend must be redis://host:port/database"),
+    ],
+)
+def test_on_no_backend_at_all(url: str, complaint: str) -> None:
+    done = coheld(*BRIEF, "--backend", url)
+    assert (done.returncode, done.stdout) == (exits.FAILED, "")
+    assert done.stderr == f"coheld: {complaint}\n"
 
 
 # ---- it would tell ---------------------------------------------------------------------------------------------------

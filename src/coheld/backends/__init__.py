@@ -29,7 +29,7 @@ def backend_of(url: str | None) -> Any:
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in _SCHEMES:
         known = ", ".join(f"{name}:" for name in _SCHEMES)
-        raise ValueError(f"no backend for {url!r}; known: {known}")
+        raise ValueError(f"no backend for {scheme + colon!r}; known: {known}")  # what follows may be a secret
     backend = of_scheme(scheme)
     return backend.at(url) if hasattr(backend, "at") else backend
 

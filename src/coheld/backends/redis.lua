@@ -4,7 +4,8 @@
 -- KEYS[1], a hash:
 --   g u w   the grant: its nonce, the end of its lease (microseconds of this server's clock), who has it
 --   t       the last token
---   i v s   incarnation, number and bytes of the state; c: __create__ has returned
+--   i v s   incarnation, number and bytes of the state; c: __create__ has returned.  The number is of the clock: after the
+--           last writes were lost, none is given again that a host knows another state by
 --   r       who lost it without giving it back, until the next has put that right
 --   l       the last change, so that one whose answer was lost is not made twice
 --   n e     who is in turn, and until when nobody else may have it
@@ -97,7 +98,7 @@ end
 
 local first_state = v == '0' and not f[4] and (ARGV[3] == '1' or ARGV[8] == '1')
 if ARGV[3] == '1' then
-    v = text('%.0f', v + 1)
+    v = text('%.0f', math.max(v + 1, now()))
     call('HSET', h, 'l', ARGV[2], 's', ARGV[4], 'v', v)
 else
     call('HSET', h, 'l', ARGV[2])

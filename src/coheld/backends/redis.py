@@ -52,6 +52,9 @@ _HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
 _RING_AGAIN = 0.005
 _MOST_NAME = 255
+_WRONG = "the URL of a redis: backend must be redis://host:port/database"
+_SETTLED = ("db", "decode_responses")
+"""Options of redis-py by which a server would not be the one that messages name, or answer what is not understood."""
 
 
 def _client_library() -> Any:
@@ -68,17 +71,35 @@ class Place:
     def __init__(self, url: str) -> None:
         try:
             parts = urlsplit(url)
-            port = parts.port or _PORT
+            port = _PORT if parts.port is None else parts.port
+            database = int(parts.path.strip("/") or "0")
         except ValueError:
-            raise ValueError("the URL of a redis: backend must be redis://host:port/database") from None
-        database = parts.path.strip("/") or "0"
-        if not parts.hostname or not database.isdecimal():
-            raise ValueError("the URL of a redis: backend must be redis://host:port/database")
-        options = dict(parse_qsl(parts.query))
+            raise ValueError(_WRONG) from None  # which would have the URL
+        if not parts.hostname or not port or database < 0:
+            raise ValueError(_WRONG)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.lease = _seconds(options.pop("lease", None))
+        if not options.keys().isdisjoint(_SETTLED):
+            raise ValueError(f"{', '.join(_SETTLED)} cannot be options of the URL; {_WRONG}")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.where = f"{parts.scheme}://{host}:{port}/{database}"
-        self.url = urlunsplit(parts._replace(query=urlencode(options)))
+        self.url = urlunsplit(parts._replace(path=f"/{database}", query=urlencode(options)))
+
+    def client(self) -> Any:
+        """Of redis-py; it is not connected yet. Raises: ValueError: if that does not take the URL's options.
+        IncompatibleError: if it is not there."""
+        redis = _client_library()
+        try:
+            client = redis.Redis.from_url(
+                self.url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, health_check_interval=_HEALTHY
+            )
+            pool = client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"an option of the URL of {self.where} is none of redis-py, or has a wrong value"
+            ) from None
+        return client
 
 
 def _seconds(text: str | None) -> float:
@@ -104,6 +125,10 @@ class Resource:
     def attach(self) -> tuple[Any, int]:
         segment, offset = self.local.attach()
         return segment, int(offset)
+
+    def find(self) -> NoReturn:
+        """For who looks at the state without its class: it is not in this machine's memory."""
+        raise IncompatibleError(f"{self.label(0)}: its state is there, and is not shown yet", resource=self.name)
 
     def retire(self, segment: Any) -> None:
         self.local.retire(segment)
@@ -144,9 +169,11 @@ class Backend:
     scheme = SCHEME
 
     def __init__(self, url: str) -> None:
-        self._place = Place(url)
-        with _process.guard:
-            _process.urls[self._place.where] = self._place.url
+        self._place = place = Place(url)
+        if _process.urls.get(place.where) != place.url:
+            place.client()  # what is wrong with it is said here, not by the first call
+            with _process.guard:
+                _process.urls[place.where] = place.url
         self.where = self._place.where
         self.CAPABILITIES, self.Mutex = CAPABILITIES, Mutex
 
@@ -216,30 +243,27 @@ def _server(where: str) -> Server:
     if server is None:
         with _process.guard:
             if (server := _process.servers.get(where)) is None:
-                server = _process.servers[where] = Server(where, _url_of(where))
+                server = _process.servers[where] = Server(_place_of(where))
     return server
 
 
-def _url_of(where: str) -> str:
+def _place_of(where: str) -> Place:
     """With its secrets, if this process has been told any."""
     if (known := _process.urls.get(where)) is not None:
-        return known
+        return Place(known)
     if (default := os.environ.get("COHELD_BACKEND", "")).startswith(SCHEME):
         place = Place(default)
         if place.where == where:
-            return place.url
-    return where
+            return place
+    return Place(where)
 
 
 class Server:
     """A Store."""
 
-    def __init__(self, where: str, url: str) -> None:
-        redis = _client_library()
-        self.where, self._errors = where, redis.exceptions
-        self._client = redis.Redis.from_url(
-            url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, health_check_interval=_HEALTHY
-        )
+    def __init__(self, place: Place) -> None:
+        self.where, self._client = place.where, place.client()
+        self._errors = _client_library().exceptions
         self._idle: deque[Any] = deque()  # connections that nobody uses now
         self._id = os.urandom(9).hex()
         self._guard = threading.Lock()

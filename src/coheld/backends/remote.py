@@ -85,6 +85,7 @@ class Away:
         self.guard = threading.RLock()
         self.alarm = Alarm()
         self.grant: Grant | None = None
+        self.taken_by: Owner | None = None
         self.memo: Memo | None = None
         self.segment: Any = None
         self.pending: Found | None = None  # of the grant, and not in the local state yet
@@ -110,7 +111,8 @@ class Away:
 
     @property
     def label(self) -> str:
-        return str(self.lock.label)
+        lock = self._lock()
+        return f"{self.name!r}" if lock is None else str(lock.label)
 
     # -- the grant -----------------------------------------------------------------------------------------------------
 
@@ -142,6 +144,7 @@ class Away:
             self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
             self.pending = None
+            self.taken_by = self.lock._owner()
         renewing.while_held(self)
 
     def _memo_here(self) -> Memo:
@@ -437,6 +440,21 @@ class Away:
             if self.grant is grant and self.memo is not None:
                 grant.until = until
                 self.memo.until = int(until * 1e9)
+
+    def deserted(self, grant: Grant) -> bool:
+        """By the thread that renews: has a thread or task of this process ended with it?  Then the lease ends by
+        itself, and the next owner is told who died.  (A lock that nothing refers to any more is its thread's for as
+        long as that runs.)"""
+        lock = self._lock()
+        owner = (lock and lock._owner()) or self.taken_by
+        if owner is None or owner.pid != os.getpid():
+            return False
+        if not (lock._task_is_gone() if lock and owner.task_id else not owner.alive()):
+            return False
+        with self.guard:
+            if self.grant is grant:  # the next owner here has another
+                self.grant = None
+        return True
 
     def holder(self) -> Owner | None:
         """Who had it elsewhere when the store was asked last."""

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ..errors import CoheldError
 from ..process import at_fork
 from .store import Alarm, Change
 
@@ -107,18 +106,18 @@ def _give_back() -> None:
         away, nonce, until = _process.orphans.popleft()
         try:
             away.store.release(away.name, Change(nonce, os.urandom(8), None, None, False, False, False))
-        except CoheldError:
+        except Exception:  # whatever it was, all leases of the process depend on this thread
             if time.monotonic() < until:
                 _process.orphans.append((away, nonce, until))
 
 
 def _renew(away: Away, grant: Grant) -> None:
     begun = time.monotonic()
-    if grant.until - begun > away.lease * 2 / 3:
+    if grant.until - begun > away.lease * 2 / 3 or away.deserted(grant):
         return
     try:
         kept = away.store.renew(away.name, grant.nonce, away.lease)
-    except CoheldError as error:
+    except Exception as error:  # as above
         logging.getLogger("coheld").warning("%s: its lease could not be renewed: %s", away.name, error)
         if grant.until <= time.monotonic() and away.grant is grant:
             away.lose(grant, f"it could not be renewed: {error}")

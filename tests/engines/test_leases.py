@@ -1,0 +1,137 @@
+"""Leases are renewed for those who live, and as long as they do; a loss is told, whatever becomes of who hears it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import coheld
+from coheld import LeaseLostError, Lockable, NotLockedError, aio
+from coheld.backends import redis, renewing
+from coheld.testing.support import states
+from engines import servers
+
+LEASE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _end_threads() -> Iterator[None]:
+    yield
+    renewing.end()
+    redis._process.close()
+
+
+def bed(server: servers.Valkey, name: str = "bed") -> Lockable:
+    return Lockable(lock_name=name, lock_backend=f"{server.url()}?lease={LEASE}")
+
+
+def end_of(server: servers.Valkey, name: str = "bed") -> int:
+    """Of its lease, microseconds of the server's clock."""
+    with server.client() as client:
+        found: Any = client.hget(f"coheld:{{{name}}}", "u")
+    return int(found)
+
+
+def is_over(server: servers.Valkey, name: str = "bed") -> bool:
+    with server.client() as client:
+        seconds, micros = client.time()
+    return end_of(server, name) < seconds * 1_000_000 + micros
+
+
+def test_it_is_renewed_while_the_holder_lives(valkey: servers.Valkey) -> None:
+    with bed(valkey) as lock:
+        begun = end_of(valkey)
+        states.wait_until(lambda: end_of(valkey) > begun + 2 * LEASE * 1e6, "it is renewed, and again")
+        assert not coheld.lost(lock)
+
+
+def test_so_is_one_that_nothing_refers_to(valkey: servers.Valkey) -> None:
+    taken, end = threading.Event(), threading.Event()
+
+    def live() -> None:
+        bed(valkey).acquire()
+        taken.set()
+        end.wait()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        taken.wait()
+        begun = end_of(valkey)
+        states.wait_until(lambda: end_of(valkey) > begun + 2 * LEASE * 1e6, "it is renewed, and again")
+    finally:
+        end.set()
+        thread.join()
+    states.wait_until(lambda: is_over(valkey), "with the thread it is not")
+
+
+def taken_by_a_thread(lock: Lockable) -> None:
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    thread.join()
+
+
+def taken_by_a_task(lock: Lockable) -> None:
+    async def main() -> None:
+        await asyncio.create_task(aio.acquire(lock))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("take", [taken_by_a_thread, taken_by_a_task])
+def test_it_is_not_for_a_thread_or_task_that_has_ended(
+    valkey: servers.Valkey, take: Callable[[Lockable], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = bed(valkey)
+    take(lock)
+    states.wait_until(lambda: is_over(valkey), "the lease is over")
+    with lock:
+        assert "died while it held the lock" in caplog.text
+
+
+def wipe(server: servers.Valkey) -> None:
+    with server.client() as client:
+        client.flushall()
+
+
+def test_a_loss_is_told_and_what_that_raises_is_logged(
+    valkey: servers.Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock, other, told = bed(valkey), bed(valkey, "other"), []
+
+    def hear(error: LeaseLostError) -> None:
+        told.append(error)
+        raise RuntimeError("whatever it is")
+
+    coheld.when_lost(lock, hear)
+    with other:
+        lock.acquire()
+        wipe(valkey)
+        other_is_new = bed(valkey, "new")
+        states.wait_until(lambda: told, "the thread that renews finds out")
+        assert coheld.lost(lock)
+        with pytest.raises(LeaseLostError):
+            coheld.ensure_held(lock)
+        with pytest.raises(LeaseLostError):
+            lock.release()
+        with other_is_new:  # the thread that renews has survived what was raised in it
+            begun = end_of(valkey, "new")
+            states.wait_until(lambda: end_of(valkey, "new") > begun, "it is renewed")
+        with pytest.raises(LeaseLostError):
+            other.release()
+        other.acquire()  # which the block gives back
+    assert len(told) == 1
+    assert "whatever it is" in caplog.text
+    with lock:
+        assert not coheld.lost(lock)
+
+
+def test_questions_are_for_who_holds_it(valkey: servers.Valkey) -> None:
+    lock = bed(valkey)
+    for question in (coheld.token, coheld.lost, coheld.ensure_held):
+        with pytest.raises(NotLockedError):
+            question(lock)
+    with pytest.raises(TypeError, match="when_lost needs a function"):
+        coheld.when_lost(lock, "call me")  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+"""The URL of a lock on a server: what is wrong with it is said at once, to who gives it, and without its secrets."""
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from coheld import IncompatibleError, Lockable, token
+from coheld.backends import redis, renewing
+from coheld.testing.support import procs
+from engines import servers
+
+WRONG = [
+    "redis://",
+    "redis:",
+    "redis:///0",
+    "redis://u:SECRET@host/x",
+    "redis://u:SECRET@host/-1",
+    "redis://u:SECRET@host/0/1",
+    "redis://u:SECRET@host/0?lease=0",
+    "redis://u:SECRET@host/0?lease=x",
+    "redis://u:SECRET@host/0?lease=",
+    "redis://u:SECRET@host/0?lease=nan",
+    "redis://u:SECRET@host/0?lease=3601",
+    "redis://u:SECRET@host:0/0",
+    "redis://u:SECRET@host:65536/0",
+    "redis://u:SECRET@host:x/0",
+    "redis://u:SECRET@[::1/0",
+    "redis://u:SEC/RET@host/0",
+    "redis://u:SECRET@host/0?nosuch=SECRET",
+    "redis://u:SECRET@host/0?socket_timeout=SECRET",
+    "redis://u:SECRET@host/0?db=3",
+    "redis://u:SECRET@host/0?decode_responses=1",
+    "reddis://u:SECRET@host/0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _end_threads() -> Iterator[None]:
+    yield
+    renewing.end()
+    redis._process.close()
+
+
+@pytest.mark.parametrize("url", WRONG)
+def test_a_wrong_one_is_refused_where_it_is_given(url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"redis://host:port/database|lease must be|option of the URL|no backend"
+    ) as raised:
+        Lockable(lock_name="x", lock_backend=url)
+    assert not isinstance(raised.value, OSError)
+    assert "SEC" not in f"{raised.value} {raised.value.__cause__}"
+
+
+@pytest.mark.parametrize("url", [b"redis://host/0", 5, True])
+def test_it_is_text(url: object) -> None:
+    with pytest.raises(TypeError, match="lock_backend must be a URL"):
+        Lockable(lock_name="x", lock_backend=url)  # type: ignore[arg-type]
+
+
+def test_a_wrong_one_does_no_harm_to_a_right_one(valkey: servers.Valkey) -> None:
+    with pytest.raises(ValueError, match="option"):
+        Lockable(lock_name="x", lock_backend=f"{valkey.url()}?nosuch=1")
+    with Lockable(lock_name="x", lock_backend=f"{valkey.url()}?lease=2&socket_timeout=3") as lock:
+        assert token(lock)
+
+
+def test_an_object_that_has_a_name_keeps_its_lock(valkey: servers.Valkey) -> None:
+    named = Lockable(lock_name="x", lock_backend=valkey.url())
+    lock = named.__lock__
+    Lockable.__init__(named)
+    with pytest.raises(TypeError, match="lock_backend needs a lock_name"):
+        Lockable.__init__(named, lock_backend=valkey.url(1))
+    assert named.__lock__ is lock
+    Lockable.__init__(named, lock_name="x", lock_backend=valkey.url(1))
+    assert named.__lock__ is not lock
+
+
+def test_no_secret_is_in_messages_and_pickles() -> None:
+    with servers.valkey(user="lab", password="SECRET") as server:
+        with Lockable(lock_name="x", lock_backend=server.url()) as lock:
+            shown = f"{lock.__lock__!r} {pickle.dumps(lock)!r}"
+        wrong = Lockable(lock_name="x", lock_backend=server.url(1).replace("SECRET", "SECRET2"))
+        with pytest.raises(ConnectionError) as raised:
+            wrong.acquire()
+    assert "127.0.0.1" in shown and "SECRET" not in f"{shown} {raised.value}"
+
+
+LOADS = """
+import pickle, sys
+from coheld import BackendError, Lockable
+lock = pickle.loads(bytes.fromhex(sys.argv[1]))
+try:
+    with lock:
+        print("had")
+except BackendError as error:
+    print("refused" if "SECRET" not in str(error) else error)
+"""
+
+
+def test_who_loads_a_pickle_needs_the_secret_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loads() -> str:
+        command = [sys.executable, "-c", LOADS, pickle.dumps(lock).hex()]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+    with servers.valkey(user="lab", password="SECRET") as server:
+        lock = Lockable(lock_name="x", lock_backend=server.url())
+        assert loads() == "refused"
+        monkeypatch.setenv("COHELD_BACKEND", server.url())
+        assert loads() == "had"
+
+
+def test_without_the_client_library_it_says_what_to_install() -> None:
+    source = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from coheld import IncompatibleError, Lockable\n"
+        "try: Lockable(lock_name='x', lock_backend='redis://127.0.0.1/0')\n"
+        "except IncompatibleError as error: print(error)\n"
+        "Lockable(lock_name='x').acquire()"
+    )
+    assert "pip install 'coheld[redis]'" in procs.run(source)
+
+
+def test_the_state_is_not_shown_as_if_it_were_here(valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coheld.state.looking import look
+
+    monkeypatch.setenv("COHELD_BACKEND", valkey.url())
+    with pytest.raises(IncompatibleError, match="its state is there"):
+        look("x")
