@@ -39,6 +39,7 @@ CAPABILITIES = Capabilities(
     held_limit=None if native.missing else native.HELD_LIMIT,
     files=False,
     leases=True,
+    handlers=False,
     readers=False,
     semaphores=False,
 )

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import msgspec
 
 from .. import native
-from ..errors import BackendError, CoheldError, IncompatibleError, LeaseLostError, NotLockedError
+from ..errors import BackendError, CoheldError, DeadlockError, IncompatibleError, LeaseLostError, NotLockedError
 from ..owner import Owner
 from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left, patience
@@ -328,7 +328,7 @@ class Away:
                 lock._commit()
             except (LeaseLostError, BackendError):
                 raise
-            except BaseException:
+            except (CoheldError, OSError):
                 lock._discard()
                 self._finish()  # the last commit stands, and the lock goes back
                 raise
@@ -572,6 +572,9 @@ class Remote(_Base):
         if not self._local_take(obj, method, 0 if timeout is not None and timeout <= 0 else deadline, keep, stop):
             return False
         if again:
+            if self.away.grant is None:
+                self._local_give()
+                self._in_between()
             return True
         if not self._secured(obj, deadline, stop):
             return False
@@ -579,6 +582,13 @@ class Remote(_Base):
             self._entrust(task, threading.get_native_id(), b"")
             self._entrusted(task)
         return True
+
+    def _in_between(self) -> NoReturn:
+        raise DeadlockError(
+            f"{self.label}: a signal's handler has interrupted its own thread while that asks the store for the lock, "
+            "or gives it back: it cannot have it in between",
+            resource=self.label,
+        )
 
     def _secured(self, obj: Any, deadline: float, stop: bytearray | None) -> bool:
         got = False

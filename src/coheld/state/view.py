@@ -409,6 +409,7 @@ class FarView(View):
 
     def __init__(self, lock: Handle, schema: Schema, siblings: list[View]) -> None:
         super().__init__(lock, schema, siblings)
+        self.shown: tuple[object, dict[int, Any]] = None, {}  # outside: values of one state
         self.remote = True  # to the half that is C: it neither commits nor reads for others by itself
 
     def _put_down(self, changed: dict[int, bytes], made: bool) -> None:
@@ -456,6 +457,22 @@ class FarView(View):
             raise self._damaged(error) from error
         self._check_fields(texts)
         return fields
+
+    def _read(self, index: int) -> Any:
+        """The same value as long as the state is the same."""
+        lock: Any = self.lock()
+        if lock is None or lock._mine() or lock.flags & native.REMOVED:
+            return super()._read(index)
+        found = lock.away.load()
+        known, values = self.shown
+        if known != found.known or index not in values:
+            raw = self._fields_of(found.payload).get(self.schema.names[index])
+            value = self._shown(index, None if raw is None else (0, raw))
+            if self.schema.specs[index].shape.copied:
+                return value
+            self.shown = found.known, {**(values if known == found.known else {}), index: value}
+            return value
+        return values[index]
 
     def _committed(self, indices: Sequence[int]) -> tuple[View, int, list[tuple[int, bytes] | None]]:
         lock: Any = self.lock()

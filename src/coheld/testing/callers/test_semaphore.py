@@ -18,7 +18,10 @@ import pytest
 import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio, waiting
 from coheld.mutex import remove
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays, effort, procs, states
+
+pytestmark = where("semaphores")
 
 
 class Tally:
