@@ -266,11 +266,7 @@ class Away:
 
     def _tell(self, payload: bytes | None, made: bool, keep: float | None, loud: bool) -> int:
         """The store is told; the version of its state then. Raises: LeaseLostError."""
-        grant, memo = self.grant, self.memo
-        if grant is None or memo is None:
-            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
-        if grant.lost is not None:
-            raise grant.lost
+        grant, memo = self._living()
         if payload is not None:
             memo.forget_state()
         if keep is None:
@@ -285,19 +281,32 @@ class Away:
             raise
         if version is None:
             raise self.lose(grant, "another has had it since")
+        self._told(change, grant, memo, begun + self.lease)
+        return version
+
+    def _living(self) -> tuple[Grant, Memo]:
+        """By the owner. Raises: LeaseLostError: if its grant is known to be none."""
+        grant, memo = self.grant, self.memo
+        if grant is None or memo is None:
+            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
+        if grant.lost is not None:
+            raise grant.lost
+        return grant, memo
+
+    def _told(self, change: Change, grant: Grant, memo: Memo, until: float) -> None:
+        """The store has made the change."""
         with self.guard:
             self.recovers = self.makes = False
             if change.recovered:
                 memo.recovers = 0
             if change.created:
                 memo.created = 1
-            if keep is None:
+            if change.keep is None:
                 memo.end()
                 self.grant = None
             else:
-                grant.until = begun + self.lease
-                memo.until = int(grant.until * 1e9)
-        return version
+                grant.until = until
+                memo.until = int(until * 1e9)
 
     def _unknown(self, error: BaseException) -> LeaseLostError:
         return LeaseLostError(

@@ -40,9 +40,8 @@ def test_one_line_tells_of_it(act: str, said: str) -> None:
         holder.expect("in")
         with procs.program(f"{SOURCE}with router: print('got it')", env=environment) as waiter:
             line = waiter.hear()
-            assert re.match(rf"WARNING coheld {re.escape(label_of('r1'))}: waited for [\d.e-]+ s so far; {said.format(holder.pid)}", line), (
-                line
-            )
+            begun = rf"WARNING coheld {re.escape(label_of('r1'))}: waited for [\d.e-]+ s so far; "
+            assert re.match(begun + said.format(holder.pid), line), line
             assert line.endswith("coheld ps shows more")
             holder.tell("leave")
             waiter.expect("got it")
