@@ -93,6 +93,8 @@ class Away:
         self.departing: tuple[float | None, bool] | None = None  # the same, settled before
         self.sent: tuple[bytes, int] | None = None  # a change that was made ahead of the local commit, and its version
         self.recovers = self.makes = False
+        self.between = False  # its thread asks the store for the grant, or has told it that it goes
+        self.level = 1  # of the local lock, on which it was taken
         self.dead = b""
         self.elsewhere = b""
         self.seen = Found(Known(), None)
@@ -123,7 +125,7 @@ class Away:
         if memo.passes_on(self.lease):
             memo.passes += 1
             self._have(Grant(memo.nonce, memo.token << _PASS_BITS | memo.passes, memo.until / 1e9))
-        elif not self._ask(memo, deadline, stop):
+        elif not self._asked(memo, deadline, stop):
             return False
         lock = self.lock
         try:
@@ -144,6 +146,7 @@ class Away:
             self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
             self.pending = None
+            self.level = self.lock._record()[0]
             self.taken_by = self.lock._owner()
         renewing.while_held(self)
 
@@ -168,6 +171,13 @@ class Away:
     def _memo_seen(self) -> Memo | None:
         segment = self.lock.segment
         return self.memo if self.segment is segment else Memo.seen(_memo_of(segment))
+
+    def _asked(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
+        self.between = True
+        try:
+            return self._ask(memo, deadline, stop)
+        finally:
+            self.between = False
 
     def _ask(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
         nonce, look = memo.ask(), waiters.begin_patience(self.lock, stop is not None, False).look
@@ -257,6 +267,8 @@ class Away:
             version, self.sent = self.sent[1], None
             return version
         keep, loud = self.parting or (self.lease, False)
+        if keep is None and self.lock.pending:  # a signal's handler has changed more meanwhile: another commit follows
+            keep = self.lease
         return self._tell(payload, made, keep, loud)
 
     def mirrored(self, version: int) -> None:
@@ -266,15 +278,12 @@ class Away:
 
     def _tell(self, payload: bytes | None, made: bool, keep: float | None, loud: bool) -> int:
         """The store is told; the version of its state then. Raises: LeaseLostError."""
-        grant, memo = self.grant, self.memo
-        if grant is None or memo is None:
-            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
-        if grant.lost is not None:
-            raise grant.lost
+        grant, memo = self._living()
         if payload is not None:
             memo.forget_state()
         if keep is None:
             memo.pause()
+            self.between = True
         change = Change(grant.nonce, os.urandom(8), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
         try:
@@ -285,19 +294,32 @@ class Away:
             raise
         if version is None:
             raise self.lose(grant, "another has had it since")
+        self._told(change, grant, memo, begun + self.lease)
+        return version
+
+    def _living(self) -> tuple[Grant, Memo]:
+        """By the owner. Raises: LeaseLostError: if its grant is known to be none."""
+        grant, memo = self.grant, self.memo
+        if grant is None or memo is None:
+            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
+        if grant.lost is not None:
+            raise grant.lost
+        return grant, memo
+
+    def _told(self, change: Change, grant: Grant, memo: Memo, until: float) -> None:
+        """The store has made the change."""
         with self.guard:
             self.recovers = self.makes = False
             if change.recovered:
                 memo.recovers = 0
             if change.created:
                 memo.created = 1
-            if keep is None:
+            if change.keep is None:
                 memo.end()
                 self.grant = None
             else:
-                grant.until = begun + self.lease
-                memo.until = int(grant.until * 1e9)
-        return version
+                grant.until = until
+                memo.until = int(until * 1e9)
 
     def _unknown(self, error: BaseException) -> LeaseLostError:
         return LeaseLostError(
@@ -343,6 +365,7 @@ class Away:
             raise
         finally:
             self.parting = self.departing = None
+            self.between = False
         with self.guard:
             self.grant = None
 
@@ -571,10 +594,10 @@ class Remote(_Base):
         again = self.attached and self._mine()
         if not self._local_take(obj, method, 0 if timeout is not None and timeout <= 0 else deadline, keep, stop):
             return False
-        if again:
-            if self.away.grant is None:
-                self._local_give()
-                self._in_between()
+        if again and self.away.between:
+            self._local_give()
+            self._in_between()
+        if again and self.away.grant is not None:  # else an interrupt has left the local lock with this thread
             return True
         if not self._secured(obj, deadline, stop):
             return False
@@ -615,7 +638,7 @@ class Remote(_Base):
         """As Lockable.release; the last level asks the store, and blocks for that."""
         if not (self.attached and self._mine()):
             self._not_owner()
-        if self._record()[0] > 1:
+        if self._record()[0] > self.away.level:
             self._local_give()
             return
         try:

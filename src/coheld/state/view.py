@@ -409,7 +409,8 @@ class FarView(View):
 
     def __init__(self, lock: Handle, schema: Schema, siblings: list[View]) -> None:
         super().__init__(lock, schema, siblings)
-        self.shown: tuple[object, dict[int, Any]] = None, {}  # outside: values of one state
+        self.outside: tuple[object, dict[str, bytes]] = None, {}  # the state that was read last
+        self.shown: dict[int, tuple[bytes | None, Any]] = {}
         self.remote = True  # to the half that is C: it neither commits nor reads for others by itself
 
     def _put_down(self, changed: dict[int, bytes], made: bool) -> None:
@@ -464,15 +465,17 @@ class FarView(View):
         if lock is None or lock._mine() or lock.flags & native.REMOVED:
             return super()._read(index)
         found = lock.away.load()
-        known, values = self.shown
-        if known != found.known or index not in values:
-            raw = self._fields_of(found.payload).get(self.schema.names[index])
-            value = self._shown(index, None if raw is None else (0, raw))
-            if self.schema.specs[index].shape.copied:
-                return value
-            self.shown = found.known, {**(values if known == found.known else {}), index: value}
-            return value
-        return values[index]
+        known, fields = self.outside
+        if known != found.known:
+            fields = self._fields_of(found.payload)
+            self.outside = found.known, fields
+        raw = fields.get(self.schema.names[index])
+        shown = self.shown.get(index)
+        if shown is None or shown[0] != raw:
+            shown = raw, self._shown(index, None if raw is None else (0, raw))
+            if not self.schema.specs[index].shape.copied:
+                self.shown[index] = shown
+        return shown[1]
 
     def _committed(self, indices: Sequence[int]) -> tuple[View, int, list[tuple[int, bytes] | None]]:
         lock: Any = self.lock()
