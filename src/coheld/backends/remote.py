@@ -93,7 +93,7 @@ class Away:
         self.departing: tuple[float | None, bool] | None = None  # the same, settled before
         self.sent: tuple[bytes, int] | None = None  # a change that was made ahead of the local commit, and its version
         self.recovers = self.makes = False
-        self.between = False  # its thread asks the store for the grant, or has told it that it goes
+        self.between = False  # its thread asks the store for the grant, or gives it back
         self.level = 1  # of the local lock, on which it was taken
         self.dead = b""
         self.elsewhere = b""
@@ -267,8 +267,6 @@ class Away:
             version, self.sent = self.sent[1], None
             return version
         keep, loud = self.parting or (self.lease, False)
-        if keep is None and self.lock.pending:  # a signal's handler has changed more meanwhile: another commit follows
-            keep = self.lease
         return self._tell(payload, made, keep, loud)
 
     def mirrored(self, version: int) -> None:
@@ -343,7 +341,7 @@ class Away:
         """By the owner, before the local lock is given back: what is changed goes to the store, and the grant with it,
         or the next of this host may have it.  Raises: LeaseLostError, StateError: nothing was changed.  BackendError:
         it may have been."""
-        lock = self.lock
+        lock, self.between = self.lock, True
         self.parting = self.departing or (self.lease if self._stays() else None, loud)
         try:
             try:
@@ -591,14 +589,14 @@ class Remote(_Base):
         if reads:
             self._no_readers()
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
-        again = self.attached and self._mine()
         if not self._local_take(obj, method, 0 if timeout is not None and timeout <= 0 else deadline, keep, stop):
             return False
-        if again and self.away.between:
-            self._local_give()
-            self._in_between()
-        if again and self.away.grant is not None:  # else an interrupt has left the local lock with this thread
-            return True
+        if self._record()[0] > 1:
+            if self.away.between:
+                self._local_give()
+                self._in_between()
+            if self.away.grant is not None:  # else an interrupt has left the local lock alone with this thread
+                return True
         if not self._secured(obj, deadline, stop):
             return False
         if not method and stop is None and (task := current_task()) is not None and self.task is None:
