@@ -162,6 +162,7 @@ def test_who_does_not_get_it_hears_nothing(watch: Watch) -> None:
         assert len(watch.heard) == told
 
 
+@where("readers")
 def test_a_writer_that_waits_for_readers_hears_for_how_long(watch: Watch) -> None:
     bed = Bed()
     reading, go = threading.Event(), threading.Event()
