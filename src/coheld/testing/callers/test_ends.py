@@ -16,7 +16,7 @@ import coheld
 from coheld import Lockable, Pool, Semaphore
 from coheld.ledger import Ledger
 from coheld.pool import Lease
-from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back
+from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back, where
 from coheld.testing.support import delays, effort, procs
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import coheld
 from coheld import Lockable, LockTimeout, Semaphore, aio, observing
-from coheld.testing.contract.observe import elsewhere, held_elsewhere, is_free
+from coheld.testing.contract.observe import elsewhere, held_elsewhere, is_free, where
 from coheld.testing.support import delays, procs, states
 
 
