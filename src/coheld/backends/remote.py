@@ -158,6 +158,11 @@ class Away:
             self.segment = segment
         return self.memo
 
+    def may_pass_on(self) -> bool:
+        """By anybody: can the grant be had here without the store being asked, as far as this process has seen?"""
+        memo = self.memo
+        return memo is not None and self.segment is self.lock.segment and memo.passes_on(self.lease)
+
     def stays_here(self, held: bool) -> bool:
         """Has this host the grant, as far as is seen from outside?  held: somebody here has the local lock."""
         memo = self._memo_seen()
@@ -678,6 +683,9 @@ class Remote(_Base):
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     def _task_take(self, obj: object, method: bytes, patient: bool, /) -> bool:
+        asks = patient and current_task() is not None and not self.away.may_pass_on()
+        if asks and not (self.attached and self._mine()):
+            return False  # a thread asks the store, and the loop goes on meanwhile
         if not super()._task_take(obj, method, patient):
             return False
         if self._record()[0] > 1:
