@@ -561,8 +561,7 @@ async def try_once(semaphore: Semaphore) -> None:
 
 
 async def give_and_go_on(semaphore: Semaphore) -> None:
-    await semaphore.__aexit__()
-    await asyncio.sleep(waiting.MOMENTS)
+    await asyncio.gather(asyncio.sleep(waiting.MOMENTS), semaphore.__aexit__())
 
 
 def test_the_loop_goes_on_where_one_was_stopped_in_the_register() -> None:
