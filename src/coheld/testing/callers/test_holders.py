@@ -243,6 +243,22 @@ def test_a_task_takes_it_after_its_file_was_made_anew(monkeypatch: pytest.Monkey
     asyncio.run(main())
 
 
+def test_a_task_that_takes_it_during_the_look_does_not_give_its_name_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = Owner(1, 1, 1, "", 0.0, 1, 0xABC)
+
+    async def main() -> None:
+        one = bed()
+        async with one:
+            with monkeypatch.context() as patched:
+                patched.setattr(type(one.__lock__), "_owner", lambda _lock: before)
+                owner = coheld.holder(one)
+            assert owner == before and not owner.task
+
+    asyncio.run(main())
+
+
 SEVERAL = [lambda: coheld.Semaphore(2), lambda: coheld.Pool(["a", "b"])]
 
 
