@@ -48,12 +48,12 @@ def remove(name: str, timeout: float | None = 0) -> bool:
     mutex: Handle = backend.Mutex(backend.existing(name))  # not the handle that other threads may attach anew meanwhile
     if not mutex._exists():
         return False
-    mutex.attach()  # so that it knows whether the caller has it
+    mutex.attach()
+    if mutex._mine():  # the caller would go on under a lock that others get anew
+        mutex._timed_out(0)
     if not mutex.acquire(timeout=timeout):
         mutex._timed_out(timeout or 0)
     try:
-        if mutex._record()[0] > 1:  # held before: the caller would go on under a lock that others get anew
-            mutex._timed_out(0)
         if held := mutex._held_by():
             raise LockTimeout(f"{mutex.label}: process {held[0][0]} has permits of it", resource=mutex.label)
         _unlink(mutex)

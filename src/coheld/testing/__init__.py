@@ -16,11 +16,15 @@ why it runs without the C extension, if it does.  The exit status is pytest's.  
     support/       processes that are really killed, detectors of overlap, the hang limit; for other tests, too
     plugin.py      what holds for each test: a directory of its own, nothing left behind, warnings are errors
 
-What only some backends can give they declare: ``CAPABILITIES``, a ``coheld.backends.base.Capabilities``.  No test is
-skipped for what is missing.  It asserts what was declared, either way: a bound of the wait where there is one, and that
+What only some backends can give they declare: ``CAPABILITIES``, a ``coheld.backends.base.Capabilities``.  What is not
+there as a whole (reading calls, named semaphores, files of its own on this machine) is refused by name, which
+contract/test_capabilities.py sees to; tests of nothing else are then left out by that declaration, and say so.  Every
+other test asserts what was declared, either way: a bound of the wait where there is one, and that
 the wait ends where there is none; that no interrupt leaves the lock taken, or that the interrupted thread can give it
 back; TooManyLocksError for one lock more than a thread may hold, or that it may hold that one as well; that a waiter
 sleeps, or that it looks again.
+
+A store needs a database of its own, with no lock in it before: each test empties it.  ``COHELD_BACKEND=redis://…``.
 
 A new backend is a module of ``coheld.backends``, which has what ``base.py`` says there, and its scheme in
 ``backends/__init__.py``.  The tests ask it nothing that others are not asked, but for how a wait looks from outside:

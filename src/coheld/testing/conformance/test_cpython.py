@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from coheld import Lockable, Semaphore
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays
 
 try:
@@ -109,7 +110,11 @@ def succeed(case: unittest.TestCase) -> None:
     assert result.testsRun == 1
 
 
-@pytest.mark.parametrize("make", PERMITS.values(), ids=PERMITS)
+@pytest.mark.parametrize(
+    "make",
+    [PERMITS["anonymous"], pytest.param(PERMITS["named"], marks=where("semaphores"))],
+    ids=PERMITS,
+)
 @pytest.mark.parametrize("name", [marked(name) for name in names_of("semaphore")])
 def test_what_cpython_asks_of_a_bounded_semaphore(name: str, make: Callable[[int], object]) -> None:
     succeed(bound(SUITES["semaphore"], make)(name.partition(".")[2]))
