@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 
 from . import native
@@ -36,17 +35,20 @@ def named(name: str, url: str | None = None) -> Handle:
 
 
 def remove(name: str, timeout: float | None = 0) -> bool:
-    """Remove a named lock or semaphore: its file goes, and whoever still has it attaches to a new one of that name.
+    """Remove a named lock or semaphore: it goes with its state, from the store that has it where one does, and whoever
+    still has it gets a new one of that name.
 
     Takes the lock first, for at most timeout seconds (None: for ever). False: there was none.
     Raises: LockTimeout: if it is held all that time, or by the caller, or a permit of it by a process that lives.
+    BackendError: if the store cannot be asked; it may be gone then.  LeaseLostError: if it is not, as the lease was
+    over.
     """
     backend = backend_of(None)
     files.check_name(name)
-    resource = backend.existing(name)
-    if not os.path.lexists(resource.path):
+    mutex: Handle = backend.Mutex(backend.existing(name))  # not the handle that other threads may attach anew meanwhile
+    if not mutex._exists():
         return False
-    mutex: Handle = backend.Mutex(resource)  # not the shared handle, which another thread may attach anew meanwhile
+    mutex.attach()  # so that it knows whether the caller has it
     if not mutex.acquire(timeout=timeout):
         mutex._timed_out(timeout or 0)
     try:
@@ -61,6 +63,8 @@ def remove(name: str, timeout: float | None = 0) -> bool:
 
 
 def _unlink(mutex: Handle) -> None:
+    """By the owner.  Killed after _vanish: a name without a state, as one that was just made."""
+    mutex._vanish()
     mutex._flag(native.REMOVED, True)
     try:
         mutex.resource.retire(mutex.segment)

@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from . import native, waiting
-from .errors import CoheldError, LockTimeout, NotInitializedError, PermitError
+from .backends import backend_of, default
+from .errors import CoheldError, IncompatibleError, LockTimeout, NotInitializedError, PermitError
 from .ledger import Ledger, NotGot, Request, lives, lost, me
 from .lockable import Lockable
 from .state import snapshot
@@ -64,6 +65,8 @@ class Pool(Generic[R]):
             self._resources[key] = resource
         if not self._resources:
             raise TypeError("a pool needs at least one resource")
+        if name is not None and not backend_of(None).CAPABILITIES.semaphores:
+            raise IncompatibleError(f"pool {name!r}: {default()} has locks and their state; pools are local so far")
         self._ledger = Ledger(lock_name=name)
 
     _ledger: Any = None

@@ -48,12 +48,21 @@ class Capabilities:
     given back.  uninterruptible_entry: an interrupt never leaves a call's lock taken; otherwise it may stay with the
     thread that was interrupted, until that releases it or ends.  held_limit: how many locks a thread may hold at once;
     None: as many as it can have open files.
+
+    files: a name is a file of this machine, in the directory of this process, and is gone with that; otherwise all who
+    reach the store have it, and the file is that of the local lock.  leases: a lock is held for a time, which is
+    renewed, and is lost with it; it has a fencing token (see coheld.leases).  readers: there are reading calls.
+    semaphores: a Semaphore or a Pool may have a name.  What is not there raises IncompatibleError.
     """
 
     handoff_bound: float | None
     wakes_without_polling: bool
     uninterruptible_entry: bool
     held_limit: int | None
+    files: bool
+    leases: bool
+    readers: bool
+    semaphores: bool
 
 
 class Resource(Protocol):
@@ -174,6 +183,13 @@ class Handle(Monitor, Tasking, _Half):
         with _handles.guard:
             _handles.known.setdefault(token, self)
         return handle, token
+
+    def _exists(self) -> bool:
+        """Is there something of that name?"""
+        return os.path.lexists(self.resource.path)
+
+    def _vanish(self) -> None:
+        """By the owner, before the name is taken off: what is of it on other hosts goes."""
 
     def attach(self) -> None:
         """Attach, or attach anew where the name has been taken off. Raises what the place has to say."""

@@ -40,7 +40,14 @@ from .record import CELL_SIZE, Cell
 
 SCHEME = "file"
 CAPABILITIES = Capabilities(
-    handoff_bound=None, wakes_without_polling=False, uninterruptible_entry=False, held_limit=None
+    handoff_bound=None,
+    wakes_without_polling=False,
+    uninterruptible_entry=False,
+    held_limit=None,
+    files=True,
+    leases=False,
+    readers=True,
+    semaphores=True,
 )
 _FIRST_CHUNK = 1 << 16
 _NAMED_SIZE = native.HEADER_SIZE

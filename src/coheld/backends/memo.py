@@ -1,7 +1,7 @@
 """What the processes of a host know of the grant that one of them has: a file beside the local lock of the resource.
 
-Only the owner of the local lock reads and writes it; who renews the lease does so under the guard of Away, while its
-process is that owner.  A word is written as a whole.  A death between two of them:
+Only the owner of the local lock writes it, others look who has it; who renews the lease does so under the guard of Away
+while its process is that owner.  A word is written as a whole.  A death between two of them:
 
     valid       goes down first and up last: HELD alone is a grant to pass on; else the next owner asks the store.
                 LEAVING: the owner has it, and is giving it back
@@ -22,6 +22,7 @@ import time
 import zlib
 from typing import Any
 
+from .. import native
 from . import files
 from .store import UNKNOWN, Known
 
@@ -32,6 +33,15 @@ MOST_PASSES = (1 << 12) - 1
 """Of one grant: the low bits of a token."""
 LONGEST_STAY = 0.1
 """For how long a grant passes among the processes of one host before the others may have it, seconds."""
+
+
+def _mapped(fd: int) -> memoryview:
+    """The descriptor stays the caller's."""
+    if native.missing:
+        return memoryview(mmap.mmap(fd, _SIZE))  # which keeps a file open for as long: as the local lock does
+    segment = native.Segment(os.dup(fd), _SIZE, _SIZE)
+    segment.close()
+    return memoryview(segment)  # type: ignore[arg-type]  # a buffer, from 3.12 on
 
 
 class _Word:
@@ -53,19 +63,35 @@ class Memo:
     _version = _Word(10)
 
     def __init__(self, path: str) -> None:
-        fd = files.open_or_create(path)
+        """By the owner: it is made if it is missing, or not of this boot."""
+        self._map(files.open_or_create(path))
+        if not self._is_of_this_boot():
+            self.valid = self.asked = 0
+            self._version = UNKNOWN
+            self.magic, self.boot = _MAGIC, zlib.crc32(files.boot_id())
+
+    @classmethod
+    def seen(cls, path: str) -> Memo | None:
+        """By anybody, to look at; None: there is none of this boot."""
+        memo = cls.__new__(cls)
+        try:
+            memo._map(files.open_checked(path))
+        except FileNotFoundError:
+            return None
+        return memo if memo._is_of_this_boot() else None
+
+    def _map(self, fd: int) -> None:
+        """It takes the descriptor."""
         try:
             if os.fstat(fd).st_size < _SIZE:
                 os.ftruncate(fd, _SIZE)
-            self.map = mmap.mmap(fd, _SIZE)
+            self.map = _mapped(fd)
         finally:
             os.close(fd)
-        self.words = memoryview(self.map).cast("q")
-        boot = zlib.crc32(files.boot_id())
-        if self.magic != _MAGIC or self.boot != boot:
-            self.valid = self.asked = 0
-            self._version = UNKNOWN
-            self.magic, self.boot = _MAGIC, boot
+        self.words = self.map.cast("q")
+
+    def _is_of_this_boot(self) -> bool:
+        return bool(self.magic == _MAGIC and self.boot == zlib.crc32(files.boot_id()))
 
     @property
     def nonce(self) -> bytes:

@@ -128,6 +128,26 @@ local t = call('TIME')
 call('HSET', h, 'u', text('%.0f', t[1] * 1000000 + t[2] + ARGV[2]))
 return 1
 
+-- ==== remove: nonce, number of the change
+-- -> 1 | 0: another has had it since.  Who waits keeps its place: the next of them begins anew
+local BOUND, UNUSED = 500000, 86400000
+local f = call('HMGET', h, 'g', 'l', 't', 'q')
+if f[2] == ARGV[2] then return 1 end
+if f[1] ~= ARGV[1] then return 1 - call('EXISTS', h) end
+call('DEL', h)
+local first = call('ZRANGE', waiting, 0, 0)[1]
+while first do
+    local t = call('TIME')
+    call('HSET', h, 'n', first, 'e', text('%.0f', t[1] * 1000000 + t[2] + BOUND), 'l', ARGV[2], 't', f[3], 'q', f[4])
+    call('PEXPIRE', h, UNUSED)
+    if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then break end
+    call('ZREM', waiting, first)
+    first = call('ZRANGE', waiting, 0, 0)[1]
+end
+if not first then call('DEL', h) end
+call('PUBLISH', 'coheld:news:' .. h, '0')
+return 1
+
 -- ==== load: known incarnation, known version
 -- -> incarnation, version, state or nil, holder, token, nonce
 local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u', 'g')

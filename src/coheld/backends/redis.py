@@ -33,7 +33,14 @@ from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
 
 SCHEME = "redis"
 CAPABILITIES = Capabilities(
-    handoff_bound=0.5, wakes_without_polling=True, uninterruptible_entry=False, held_limit=native.HELD_LIMIT
+    handoff_bound=None if native.missing else 0.5,
+    wakes_without_polling=not native.missing,
+    uninterruptible_entry=False,
+    held_limit=None if native.missing else native.HELD_LIMIT,
+    files=False,
+    leases=True,
+    readers=False,
+    semaphores=False,
 )
 LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
@@ -311,9 +318,8 @@ class Server:
             self._bells[_key(name)] = lock
         self._listening().add(f"coheld:news:{_key(name).decode()}")
 
-    def remove(self, name: str) -> None:
-        key = _key(name)
-        self._call((b"DEL", key, key + b":waiting"), name)
+    def remove(self, name: str, nonce: bytes) -> bool:
+        return bool(self._do("remove", name, nonce, os.urandom(8)))
 
     # -- how -----------------------------------------------------------------------------------------------------------
 

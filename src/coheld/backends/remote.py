@@ -143,15 +143,30 @@ class Away:
         with self.guard:
             self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
-            self.taken_by = self.lock._owner()
+            self.pending, self.taken_by = None, self.lock._owner()
         renewing.while_held(self)
 
     def _memo_here(self) -> Memo:
+        """By the owner."""
         segment = self.lock.segment
         if self.memo is None or self.segment is not segment:
-            self.memo = Memo(f"{segment.path}~grant.{segment.identity[1]}")
+            self.memo = Memo(_memo_of(segment))
             self.segment = segment
         return self.memo
+
+    def stays_here(self, held: bool) -> bool:
+        """Has this host the grant, as far as is seen from outside?  held: somebody here has the local lock."""
+        memo = self._memo_seen()
+        return bool(memo is not None and memo.valid and (held or memo.until > time.monotonic_ns()))
+
+    def is_ours(self, nonce: bytes) -> bool:
+        """Did this host ask for the grant of that nonce?"""
+        memo = self._memo_seen()
+        return memo is not None and memo.asked != 0 and memo.nonce == nonce
+
+    def _memo_seen(self) -> Memo | None:
+        segment = self.lock.segment
+        return self.memo if self.segment is segment else Memo.seen(_memo_of(segment))
 
     def _ask(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
         nonce, look = memo.ask(), waiters.begin_patience(self.lock, stop is not None, False).look
@@ -193,15 +208,16 @@ class Away:
                 self.store.leave(self.name)
 
     def _granted(self, memo: Memo, nonce: bytes, answer: Granted, until: float) -> None:
-        memo.begin(answer.token, until)
+        stale = answer.found.known != memo.known
+        if stale:
+            memo.forget_state()  # before it begins: who finds this process killed must not pass the grant on with it
         memo.created, memo.recovers, self.dead = int(answer.created), int(bool(answer.dead)), answer.dead
         if not answer.created:
             self.lock._flag(native.CREATED, False)  # of a store that was wiped since
+        memo.begin(answer.token, until)
         self.elsewhere = b""
         self._have(Grant(nonce, memo.token << _PASS_BITS | memo.passes, until))
-        if answer.found.known != memo.known:
-            memo.forget_state()
-            self.pending = answer.found
+        self.pending = answer.found if stale else None
 
     def _who(self) -> bytes:
         who = self.lock._record()[2]
@@ -248,33 +264,54 @@ class Away:
 
     def _tell(self, payload: bytes | None, made: bool, keep: float | None, loud: bool) -> int:
         """The store is told; the version of its state then. Raises: LeaseLostError."""
-        grant, memo = self.grant, self.memo
-        if grant is None or memo is None:
-            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
-        if grant.lost is not None:
-            raise grant.lost
+        grant, memo = self._living()
         if payload is not None:
             memo.forget_state()
         if keep is None:
             memo.pause()
         change = Change(grant.nonce, os.urandom(8), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
-        version = self.store.release(self.name, change)
+        try:
+            version = self.store.release(self.name, change)
+        except BaseException as error:
+            if payload is not None:  # the change may be made, or not: nothing can be built on either
+                grant.lost = self._unknown(error)
+            raise
         if version is None:
             raise self.lose(grant, "another has had it since")
+        self._told(change, begun + self.lease)
+        return version
+
+    def _living(self) -> tuple[Grant, Memo]:
+        """By the owner. Raises: LeaseLostError: if its grant is known to be none."""
+        grant, memo = self.grant, self.memo
+        if grant is None or memo is None:
+            raise LeaseLostError(f"{self.label}: this process has no grant of it any more", resource=self.label)
+        if grant.lost is not None:
+            raise grant.lost
+        return grant, memo
+
+    def _told(self, change: Change, until: float) -> None:
+        """The store has made the change."""
+        grant, memo = self.grant, self.memo
+        assert grant is not None and memo is not None
         with self.guard:
             self.recovers = self.makes = False
-            if change.recovered:
-                memo.recovers = 0
-            if change.created:
-                memo.created = 1
-            if keep is None:
+            memo.recovers &= not change.recovered
+            memo.created |= change.created
+            if change.keep is None:
                 memo.end()
                 self.grant = None
             else:
-                grant.until = begun + self.lease
-                memo.until = int(grant.until * 1e9)
-        return version
+                grant.until = until
+                memo.until = int(until * 1e9)
+
+    def _unknown(self, error: BaseException) -> LeaseLostError:
+        return LeaseLostError(
+            f"{self.label}: the store did not say whether a change before this was made ({error}); read it again, with "
+            "the lock",
+            resource=self.label,
+        )
 
     def load(self) -> Found:
         """The last commit; by anybody. Raises: BackendError."""
@@ -401,7 +438,7 @@ class Away:
             try:
                 call(grant.lost)
             except Exception:
-                logging.getLogger("coheld").exception("%s: what was to be called when it is lost raised", self.name)
+                logging.getLogger("coheld").exception("%s: what was to be called at its loss has failed", self.label)
         return grant.lost
 
     def renewed(self, grant: Grant, until: float) -> None:
@@ -437,6 +474,19 @@ class Away:
             return True
         return bool(lock._stir())
 
+    def remove(self) -> None:
+        """By the owner: the store has nothing of it any more, and the grant is over. Raises: LeaseLostError: nothing
+        was changed.  BackendError: it may have been."""
+        grant = self.mine()
+        try:
+            removed = self.store.remove(self.name, grant.nonce)
+        except BaseException:
+            self.drop(grant.nonce)
+            raise
+        if not removed:
+            raise self.lose(grant, "another has had it since")
+        self.forget()
+
     # -- questions of the owner ----------------------------------------------------------------------------------------
 
     def mine(self) -> Grant:
@@ -461,6 +511,10 @@ class Away:
             self.lose(grant, "another has had it since")
         assert grant.lost is not None
         raise grant.lost
+
+
+def _memo_of(segment: Any) -> str:
+    return f"{segment.path}~grant.{segment.identity[1]}"
 
 
 _all: weakref.WeakSet[Away] = weakref.WeakSet()
@@ -665,10 +719,11 @@ class Remote(_Base):
 
     def owner(self) -> Owner | None:
         """Who has it; of another host as the store says, which is asked. Raises: BackendError."""
-        if self.away._memo_here().valid:  # the grant is this host's; the store knows who asked for it, not who has it
-            return super().owner()
+        here = super().owner()
+        if self.away.stays_here(here is not None):
+            return here  # the store knows who asked for the grant, not who has it
         found = self.away.store.load(self.away.name, self.away.seen.known)
-        return super().owner() if found.nonce == self.away._memo_here().nonce else _owner_of(found.holder)
+        return here if self.away.is_ours(found.nonce) else _owner_of(found.holder)
 
     def _known_owner(self) -> Owner | None:
         return self.away.holder() or super().owner()
@@ -679,6 +734,13 @@ class Remote(_Base):
             return f"<Mutex {where}, not attached>"
         here = super().owner()
         return f"<Mutex {where}, {f'held by {here}' if here else 'not held by this host'}>"
+
+    def _exists(self) -> bool:
+        """Is there something of it, here or there?  Asks the store. Raises: BackendError."""
+        return super()._exists() or bool(self.away.store.load(self.away.name, Known()).known.incarnation.strip(b"\0"))
+
+    def _vanish(self) -> None:
+        self.away.remove()
 
     def _why_not(self) -> str:
         here, there = super().owner(), self.away.holder()

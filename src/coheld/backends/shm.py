@@ -30,7 +30,14 @@ assert sys.platform == "linux"  # type checkers for other systems stop here
 
 SCHEME = "shm"
 CAPABILITIES = Capabilities(
-    handoff_bound=0.25, wakes_without_polling=True, uninterruptible_entry=True, held_limit=native.HELD_LIMIT
+    handoff_bound=0.25,
+    wakes_without_polling=True,
+    uninterruptible_entry=True,
+    held_limit=native.HELD_LIMIT,
+    files=True,
+    leases=False,
+    readers=True,
+    semaphores=True,
 )
 _ARENA_SPAN = 1 << 34
 """Address space that an arena reserves, bytes; where that is not to be had, half of it, and so on."""

@@ -136,8 +136,8 @@ class Store(Protocol):
     def listen(self, name: str, lock: Bell) -> None:
         """From now on its ring() is called after each loud release, by any holder."""
 
-    def remove(self, name: str) -> None:
-        """All of it; by who has it."""
+    def remove(self, name: str, nonce: bytes) -> bool:
+        """All of it goes, by who has it. Who waits for it has it anew. False: another has had it since."""
 
 
 class Bell(Protocol):

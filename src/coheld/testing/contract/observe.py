@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
+import pytest
+
 from coheld import NotOwnerError
 from coheld.backends import backend_of, default
 from coheld.testing.support import delays
@@ -17,6 +19,13 @@ URL = default()
 """The backend that these tests run on, and what it can."""
 BACKEND = backend_of(None)
 CAPABILITIES = BACKEND.CAPABILITIES
+
+
+def where(capability: str) -> pytest.MarkDecorator:
+    """For tests of what a backend either has or refuses, which test_capabilities.py sees to."""
+    return pytest.mark.skipif(not getattr(CAPABILITIES, capability), reason=f"{URL} declares {capability}=False")
+
+
 OTHER_URL = "shm:" if URL == "file:" else "file:"
 
 
