@@ -171,9 +171,11 @@ class Backend:
     def __init__(self, url: str) -> None:
         self._place = place = Place(url)
         if _process.urls.get(place.where) != place.url:
-            place.client()  # what is wrong with it is said here, not by the first call
+            client = place.client()  # what is wrong with it is said here, not by the first call
             with _process.guard:
                 _process.urls[place.where] = place.url
+                if (server := _process.servers.get(place.where)) is not None:
+                    server.connects_by(client)
         self.where = self._place.where
         self.CAPABILITIES, self.Mutex = CAPABILITIES, Mutex
 
@@ -320,6 +322,11 @@ class Server:
 
     def remove(self, name: str, nonce: bytes) -> bool:
         return bool(self._do("remove", name, nonce, os.urandom(8)))
+
+    def connects_by(self, client: Any) -> None:
+        """From now on: with what another URL of it says, a password that this process had not been told."""
+        former, self._client = self._client, client
+        former.close()
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
