@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import msgspec
 
 from .. import native
-from ..errors import BackendError, CoheldError, IncompatibleError, LeaseLostError, NotLockedError
+from ..errors import BackendError, CoheldError, DeadlockError, IncompatibleError, LeaseLostError, NotLockedError
 from ..owner import Owner
 from ..process import at_fork
 from ..waiting import FOREVER, left, patience
@@ -579,13 +579,27 @@ class Remote(_Base):
         if not self._local_take(obj, method, 0 if timeout is not None and timeout <= 0 else deadline, keep, stop):
             return False
         if again:
-            return True
+            return self._has_grant(timeout)
         if not self._secured(obj, deadline, stop):
             return False
         if not method and stop is None and (task := current_task()) is not None and self.task is None:
             self._entrust(task, threading.get_native_id(), b"")
             self._entrusted(task)
         return True
+
+    def _has_grant(self, timeout: float | None) -> bool:
+        """By who has just got one level more.  Without the grant it has the local lock alone, and that level goes: it is
+        the handler of a signal, of a thread that waits for the store, or the thread has it by another lease or URL."""
+        if self.away.grant is not None:
+            return True
+        self._local_give()
+        if timeout is not None:
+            return False
+        raise DeadlockError(
+            f"{self.label}: this thread is in a signal's handler while it waits for it, or gives it back; or it has it "
+            "by an object with another lease: give all of a name the same URL",
+            resource=self.label,
+        )
 
     def _secured(self, obj: Any, deadline: float, stop: bytearray | None) -> bool:
         got = False
@@ -657,7 +671,7 @@ class Remote(_Base):
         if not super()._task_take(obj, method, patient):
             return False
         if self._record()[0] > 1:
-            return True
+            return self._has_grant(None)
         memo = self.away._memo_here()
         if patient and not memo.passes_on(self.away.lease):
             super()._task_give()  # a thread asks the store, and the loop goes on meanwhile
