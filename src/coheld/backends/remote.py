@@ -588,8 +588,8 @@ class Remote(_Base):
         return True
 
     def _has_grant(self, timeout: float | None) -> bool:
-        """By who has just got one level more.  Without the grant it has the local lock alone, and that level goes: it is
-        the handler of a signal, of a thread that waits for the store, or the thread has it by another lease or URL."""
+        """By who has just got one level more.  Without the grant it has the local lock alone, and that level goes: it
+        is a signal's handler in a thread that waits for the store, or the thread has it by another lease."""
         if self.away.grant is not None:
             return True
         self._local_give()
