@@ -1,13 +1,15 @@
 """The register of a lock of files, where a signal's handler comes in the middle of it."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coheld import PermitError, Semaphore
+from coheld import Lockable, PermitError, Semaphore
 from coheld.backends.tally import Tally
+from coheld.testing.support import delays
 
 Interrupt = Callable[[str, Callable[[], Any]], None]
 
@@ -60,3 +62,27 @@ def test_a_handler_that_tries_in_vain_in_the_middle_of_another_try_or_a_release(
     else:
         semaphore.release()
     assert got == [False] and semaphore.free() == (name == "give")
+
+
+def test_a_reading_call_that_two_threads_end_at_once_is_counted_out_once(
+    coheld_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own, and one that has found its loop closed."""
+    bed, both, leave = Lockable(lock_name="bed", lock_backend="file:"), threading.Barrier(2), Tally.leave
+    with bed:
+        one, other = bed.__lock__._read_on(), bed.__lock__._read_on()
+
+    def leave_together(self: Tally, mark: Any) -> None:
+        both.wait(delays.LONG)
+        leave(self, mark)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tally, "leave", leave_together)
+        threads = [threading.Thread(target=one.leave) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(delays.LONG)
+    assert [count for _, _, count in bed.__lock__.readers.counts()] == [1]
+    other.leave()
+    assert not bed.__lock__.readers.counts()

@@ -21,12 +21,13 @@ static PyObject *mutex_sit(Mutex *self, PyObject *args) {
 
 /* Before the task owns it: its name is written where others find it.  0; -1: raised, and the thread holds it still; or it is
  * a child of a handler's, that does not. */
-static int __attribute__((noinline)) name_task(Mutex *self, Cell *c, PyObject *task, uint32_t tid) {
+static int __attribute__((noinline)) name_task(Mutex *self, Cell *c, PyObject *task) {
     if (self->seated != process.generation + 1) {
         self->seat = NULL; /* its parent's */
         self->seated = process.generation + 1;
         if (call_hook(self, "_take_seat", NULL) < 0) return -1;
     }
+    if (self->seat) seat_clear(self->seat);
     PyObject *name = self->seat ? PyObject_CallMethod(task, "get_name", NULL) : NULL;
     if (!still_mine(c)) {
         Py_XDECREF(name);
@@ -39,7 +40,7 @@ static int __attribute__((noinline)) name_task(Mutex *self, Cell *c, PyObject *t
     Py_ssize_t size;
     const char *text = PyUnicode_AsUTF8AndSize(name, &size);
     if (text)
-        seat_write(self->seat, self->segment->area.inode, self->offset, tid, task, text, (size_t)size);
+        seat_write(self->seat, self->segment->area.inode, self->offset, task, text, (size_t)size);
     else
         PyErr_Clear(); /* no text that can be written */
     Py_DECREF(name);
@@ -57,7 +58,7 @@ static inline int is_named(const Mutex *self, const PyObject *task) {
 static uint64_t mutex_entrust(Mutex *self, Cell *c, PyObject *task, uint32_t tid) {
     PyObject *reference = PyWeakref_NewRef(task, NULL), *old;
     if (!reference) return 0;
-    if (!is_named(self, reference) && name_task(self, c, task, tid)) {
+    if (!is_named(self, reference) && name_task(self, c, task)) {
         Py_DECREF(reference);
         return 0;
     }

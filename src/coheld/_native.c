@@ -16,6 +16,10 @@
 #include "_register.h"
 #include "_table.h"
 
+#if PY_VERSION_HEX < 0x030d0000
+#define Py_IsFinalizing _Py_IsFinalizing
+#endif
+
 /* ==== 2. Module state and small helpers ==== */
 
 /* Written when the module is imported, under the import lock, before there is a lock or a locked method.  A lockable.py
@@ -334,6 +338,7 @@ static int still_mine(Cell *c) {
 static int __attribute__((noinline)) introduce_myself(Mutex *self) {
     if (!me.tid) find_myself();
     me.known = 1; /* first: the hook may take locks, and is not asked again */
+    if (Py_IsFinalizing()) return 0; /* the modules that the hook needs are being taken down */
     if (call_hook(self, "_enlist", NULL) >= 0) return 0;
     me.known = 0;
     return -1;

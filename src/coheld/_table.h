@@ -11,8 +11,9 @@
  *
  * Names.  Who holds a lock stands in its cell, by number; this table says what that one is called, as long as it has a slot:
  * a thread's has its tid and task 0, from its first lock to its end; a seat, which never waits, has the cell and the task's
- * address, written before the cell says that it owns.  A slot that is given back has no name.  All hints: a name that does
- * not fit what the cell says is passed over, and without room for one there is a number only.
+ * address, written before the cell says that it owns, and tid 0, so that it is no thread's while the task is 0.  A slot that
+ * is given back has no name.  All hints: a name that does not fit what the cell says is passed over, and without room for
+ * one there is a number only.
  *
  * A thread that waits in a signal's handler, in the middle of another wait, has the slot for that one meanwhile; then the
  * outer wait is there again, by a new number.  One that takes a lock there at once does not wait until the handler has
@@ -55,13 +56,17 @@ static void slot_write(Slot *s, const Slot *wait, int waits) {
     __atomic_store_n(&s->number, even + 1, __ATOMIC_SEQ_CST);
 }
 
-/* The seat of a lock that tasks of this process own: that one does now.  task is 0 while the rest is written. */
-static void seat_write(Slot *s, uint64_t inode, uint64_t offset, uint32_t tid, const void *task, const char *name, size_t size) {
+/* The seat of a lock that tasks of this process own is nobody's: task 0 and tid 0. */
+static void seat_clear(Slot *s) {
+    s->tid = 0;
     __atomic_store_n(&s->task, 0, __ATOMIC_SEQ_CST);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+/* That task's, from now on; it was nobody's. */
+static void seat_write(Slot *s, uint64_t inode, uint64_t offset, const void *task, const char *name, size_t size) {
     s->inode = inode;
     s->offset = offset;
-    s->tid = tid;
     memset(s->name, 0, NAME_SIZE);
     memcpy(s->name, name, size < NAME_SIZE ? size : NAME_SIZE);
     __atomic_store_n(&s->task, (uint64_t)(uintptr_t)task, __ATOMIC_SEQ_CST);

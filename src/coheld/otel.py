@@ -176,7 +176,7 @@ def _inside(lock: Handle) -> int:
 
 def _before(gate: Handle) -> int:
     """Who waits for a permit, by the gate: one that this process has not looked for yet has nobody of it."""
-    return gate._counters()[3] + (gate.owner() is not None) if gate.attached else 0
+    return gate._counters()[3] + (gate._owner() is not None) if gate.attached else 0
 
 
 _ANONYMOUS = "anonymous"

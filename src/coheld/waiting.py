@@ -217,7 +217,7 @@ def until(lock: Any, obj: object, holds: Callable[[], T], deadline: float, keep:
 
 def _not_yet(lock: Any) -> str:
     """Why a wait for what others bring about goes on, as messages say it."""
-    return f"it is not yet so; {lock._why_not() if lock._known_owner() else 'nobody holds it'}"
+    return f"it is not yet so; {lock._why_not() if lock._owner() else 'nobody holds it'}"
 
 
 def _taken_back(lock: Mutex, take: Take, error: BaseException) -> Steps[None]:

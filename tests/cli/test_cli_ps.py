@@ -294,4 +294,13 @@ def test_a_damaged_page_of_classes_is_passed_over(rng: random.Random) -> None:
     with router:
         (found,) = [one for one in coheld.resources() if one.holder]
         assert found.called in commands.coheld("ps").stdout
+        assert found.label.isprintable()
     assert Router() is not None
+
+
+def test_a_class_is_shown_in_one_line_and_with_nothing_that_a_terminal_obeys() -> None:
+    odd = type("Odd\x1b[2J\nRouter", (coheld.Lockable,), {})()
+    (found,) = coheld.resources()
+    assert found.class_name.endswith(".Odd [2J Router") and found.label.endswith(f" of {found.class_name}")
+    with odd:
+        assert ".Odd [2J Router\n" in commands.coheld("graph").stdout

@@ -283,3 +283,36 @@ def test_a_child_that_drops_what_it_inherited_takes_no_cell_from_its_parent() ->
     with procs.start(drop) as child:
         assert place not in child.result()
     assert took(holders[0]) and place_of(Lockable()) != place
+
+
+AT_THE_END = """
+import os
+import threading
+from coheld import Lockable
+
+class Bed(Lockable):
+    def __init__(self, write):
+        super().__init__()
+        self.write, self.itself = write, self  # goes when the modules are taken down
+
+    def __del__(self):
+        try:
+            self.close()
+        except BaseException as error:
+            self.write(1, repr(error).encode())
+
+    @Lockable.locked
+    def close(self):
+        self.write(1, b"closed")
+
+    @Lockable.locked
+    def work(self):
+        pass
+
+bed = Bed(os.write)
+"""
+
+
+@pytest.mark.parametrize("work", ["", "thread = threading.Thread(target=bed.work); thread.start(); thread.join()"])
+def test_whose_first_lock_is_the_last_thing_that_its_process_does_has_it(work: str) -> None:
+    assert procs.run(AT_THE_END + work) == "closed"

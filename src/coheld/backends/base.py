@@ -113,7 +113,7 @@ class Handle(Monitor, Tasking, _Half):
         """Who holds the lock now, or None; a look without a lock, so it may be a moment old. Never blocks."""
         if (owner := self._owner()) is None:
             return None
-        if (task := self.task) is not None:
+        if (task := self.task) is not None and (owner.pid, owner.task_id) == (os.getpid(), id(task)):  # else it is new
             return replace(owner, thread=thread_name(owner.pid, owner.tid), task=task.get_name())
         return waiters.Names(files.directory_here()).tell(owner, waiters.cell_of(self))
 

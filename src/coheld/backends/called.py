@@ -207,10 +207,10 @@ class Shared(_Half):
         del claim.held[self]
         claim.mark, claim.held, claim.task = caller.mark, caller.held, caller.task
         caller.held[self] = claim
-        self._name_task(caller, tid)
+        self._name_task(caller)
         claim.cell.write_owner((*caller.who[:2], tid), method, caller.address)
 
-    def _name_task(self, caller: claims.Caller, tid: int) -> None:
+    def _name_task(self, caller: claims.Caller) -> None:
         """By the owner, before the record says that a task has it: others find its name."""
         cell = self._place()
         if (task := caller.task and caller.task()) is None or self._named == (caller.mark, cell):
@@ -218,7 +218,7 @@ class Shared(_Half):
         if self._seat is None:
             self._seat = waiters.seat()
         if self._seat is not None:
-            self._seat.seat_task(waiters.cell_of(self), task, tid)
+            self._seat.seat_task(waiters.cell_of(self), task)
             self._named = caller.mark, cell
 
     def _nudge(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
+from ..process import printable
+
 _FIRST, _SIZE, _MOST = 512, 64, 56
 
 
@@ -38,6 +40,6 @@ class Classes:
 
 
 def name_in(raw: bytes, number: int) -> str:
-    """In a file that begins so; empty where there is none."""
+    """In a file that begins so, for display: in one line; empty where there is none."""
     at = _FIRST + (number - 1) * _SIZE
-    return raw[at : at + _SIZE].rstrip(b"\0").decode(errors="ignore") if 1 <= number <= _MOST else ""
+    return printable(raw[at : at + _SIZE].rstrip(b"\0").decode(errors="ignore")) if 1 <= number <= _MOST else ""

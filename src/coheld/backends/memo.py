@@ -1,7 +1,7 @@
 """What the processes of a host know of the grant that one of them has: a file beside the local lock of the resource.
 
-Only the owner of the local lock writes it, others look who has it; who renews the lease does so under the guard of Away
-while its process is that owner.  A word is written as a whole.  A death between two of them:
+Only the owner of the local lock writes it (others look who has it); who renews the lease does so under the guard of
+Away, while its process is that owner.  A word is written as a whole.  A death between two of them:
 
     valid       goes down first and up last: HELD alone is a grant to pass on; else the next owner asks the store.
                 LEAVING: the owner has it, and is giving it back

@@ -33,7 +33,7 @@ class Permits:
 
     def _idle(self) -> bool:
         """Does nobody wait?"""
-        return self._gate.owner() is None if self._gate.attached else True
+        return self._gate._owner() is None if self._gate.attached else True
 
     def _try(self, seconds: float = 0) -> int | None:
         """None: a permit is taken; the epoch that the next release moves on: none was free; False: another has the lock

@@ -447,7 +447,7 @@ class Polled(Stateful, Shared, Handle):
         try:
             dead = _inherit(cell) if cell.depth else None
             caller = claims.this_caller()
-            self._name_task(caller, caller.who[2])
+            self._name_task(caller)
             cell.write_owner(caller.who, method.encode(errors="replace"), caller.address)
             cell.since = time.monotonic_ns()
             cell.acquisitions += 1

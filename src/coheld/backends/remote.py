@@ -41,7 +41,7 @@ import msgspec
 from .. import native
 from ..errors import BackendError, CoheldError, DeadlockError, IncompatibleError, LeaseLostError, NotLockedError
 from ..owner import Owner
-from ..process import at_fork
+from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left, patience
 from . import renewing, waiters
 from .memo import Memo
@@ -143,7 +143,8 @@ class Away:
         with self.guard:
             self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
-            self.pending, self.taken_by = None, self.lock._owner()
+            self.pending = None
+            self.taken_by = self.lock._owner()
         renewing.while_held(self)
 
     def _memo_here(self) -> Memo:
@@ -221,7 +222,8 @@ class Away:
 
     def _who(self) -> bytes:
         who = self.lock._record()[2]
-        return msgspec.msgpack.encode((socket.gethostname(), *who, threading.current_thread().name, time.time()))
+        thread = thread_name(who[0], who[2])  # current_thread() would add one that is not Python's for good
+        return msgspec.msgpack.encode((socket.gethostname(), *who, thread, time.time()))
 
     # -- the state -----------------------------------------------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class Away:
             raise
         if version is None:
             raise self.lose(grant, "another has had it since")
-        self._told(change, begun + self.lease)
+        self._told(change, grant, memo, begun + self.lease)
         return version
 
     def _living(self) -> tuple[Grant, Memo]:
@@ -291,14 +293,14 @@ class Away:
             raise grant.lost
         return grant, memo
 
-    def _told(self, change: Change, until: float) -> None:
+    def _told(self, change: Change, grant: Grant, memo: Memo, until: float) -> None:
         """The store has made the change."""
-        grant, memo = self.grant, self.memo
-        assert grant is not None and memo is not None
         with self.guard:
             self.recovers = self.makes = False
-            memo.recovers &= not change.recovered
-            memo.created |= change.created
+            if change.recovered:
+                memo.recovers = 0
+            if change.created:
+                memo.created = 1
             if change.keep is None:
                 memo.end()
                 self.grant = None

@@ -100,10 +100,11 @@ class Tally(Counting):
             mark.counted = True
 
     def leave(self, mark: Any) -> None:
-        """One less. In a child of a fork, which is not in: nothing."""
+        """One less, if the mark says that it is in: two threads may say so at once of a task whose loop is closed. In a
+        child of a fork, which is not in: nothing."""
         at = self._own()
         with self._guard:
-            if at >= 0 and self.words[at + 2]:
+            if mark.counted and at >= 0 and self.words[at + 2]:
                 self.words[at + 2] = self.words[at + 2] - 1
             mark.counted = False
 

@@ -228,12 +228,12 @@ class Place:
         at = self.slot + 8
         self.table.map[at : at + _BODY.size] = _BODY.pack(*cell, 0, task, tid, 0, b"")
 
-    def seat_task(self, cell: Cell, task: Any, tid: int) -> None:
-        """As seat_write of _table.h."""
-        self.stand_for((0, 0), tid)
+    def seat_task(self, cell: Cell, task: Any) -> None:
+        """As seat_write of _table.h: meanwhile, and without a name, it is nobody's."""
+        self.stand_for((0, 0), 0)
         with suppress(AttributeError):  # it is nobody's Task
             self.table.name(self.slot, task.get_name())
-            self.stand_for(cell, tid, id(task))
+            self.stand_for(cell, 0, id(task))
 
     def __del__(self) -> None:
         if self.table.pid == os.getpid():

@@ -83,23 +83,22 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Where a store is asked for (COHELD_BACKEND), locks without a name are put there as well, by one that nobody else
     has: else most of the contract would be asked of this machine's memory.  Its threads end with the test, and each
     finds it empty."""
-    if default().partition(":")[0] in ("shm", "file"):
+    if (url := default()).partition(":")[0] in ("shm", "file"):
         yield
         return
     monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda _cls: mutex.named(f"anonymous-{uuid.uuid4()}"))
-    _empty_store()
+    _empty_store(url)
     yield
     import_module("coheld.backends.renewing").end()
-    _empty_store()
+    _empty_store(url)
     import_module("coheld.backends.redis")._process.close()
 
 
 _emptied: set[str] = set()
 
 
-def _empty_store() -> None:
+def _empty_store(url: str) -> None:
     """Raises: AssertionError: if there are locks in it before the first test; they are somebody's."""
-    url = default()
     client = import_module("redis").Redis.from_url(import_module("coheld.backends.redis").Place(url).url)
     with closing(client):
         names = list(client.scan_iter(match="coheld:*", count=1000))

@@ -12,6 +12,7 @@ import pytest
 import coheld
 from coheld import Lockable, Owner, aio
 from coheld.backends import files, waiters
+from coheld.process import start_of
 from coheld.testing.support import delays, procs
 
 
@@ -176,12 +177,38 @@ def test_who_has_ended_leaves_his_slot_to_others() -> None:
         thread = threading.Thread(target=use, name=f"thread {turn}")
         thread.start()
         thread.join(delays.LONG)
+    assert not any(name.startswith("thread") for _, _, name in slots())
     before = table.promised
     asyncio.run(use_many())
     assert before <= 2 * waiters._CHUNK and table.promised <= before + waiters._CHUNK and table.seats <= 1
-    names = waiters.Names(files.lock_directory())
-    names.tell(Owner(os.getpid(), table.start, 0), (0, 0))
-    assert not any(name.startswith("thread") for name in names._of[os.getpid(), table.start].threads.values())
+
+
+class Nosy(asyncio.Task[None]):
+    """Looks at the table as its name is asked for."""
+
+    seen: list[tuple[int, int, str]]
+
+    def get_name(self) -> str:
+        self.seen = slots()
+        return super().get_name()
+
+
+def slots() -> list[tuple[int, int, str]]:
+    """Of this process, those with a name: task, thread and that."""
+    of_mine = files.lock_directory(), os.getpid(), start_of(os.getpid()) or 0
+    return [(slot[4], slot[5], waiters._text(slot[-1])) for slot in waiters._names_in(*of_mine)]
+
+
+def test_a_seat_is_nobodys_while_it_changes_hands() -> None:
+    async def main() -> None:
+        one = bed()
+        await asyncio.create_task(one.work(), name="the last")
+        nosy = Nosy(one.work(), loop=asyncio.get_running_loop())
+        await nosy
+        me = (0, threading.get_native_id(), "MainThread")
+        assert (0, 0, "the last") in nosy.seen and {slot for slot in nosy.seen if slot[0] or slot[1]} <= {me}
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("lost", ["no seat", "a damaged table", "no table"])
@@ -212,6 +239,22 @@ def test_a_task_takes_it_after_its_file_was_made_anew(monkeypatch: pytest.Monkey
             assert resource.holder.task == asyncio.current_task().get_name()  # type: ignore[union-attr]
             assert await aio.acquire(one)
             one.release()
+
+    asyncio.run(main())
+
+
+def test_a_task_that_takes_it_during_the_look_does_not_give_its_name_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = Owner(1, 1, 1, "", 0.0, 1, 0xABC)
+
+    async def main() -> None:
+        one = bed()
+        async with one:
+            with monkeypatch.context() as patched:
+                patched.setattr(type(one.__lock__), "_owner", lambda _lock: before)
+                owner = coheld.holder(one)
+            assert owner == before and not owner.task
 
     asyncio.run(main())
 

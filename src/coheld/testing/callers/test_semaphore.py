@@ -17,6 +17,7 @@ import pytest
 
 import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio, waiting
+from coheld.backends import waiters
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
 
@@ -556,13 +557,27 @@ async def turns_meanwhile(act: Awaitable[object]) -> int:
     return count
 
 
+def test_who_wants_a_permit_asks_for_nobodys_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is in a file, which would be read again by each who comes."""
+    semaphore, names = Semaphore(1), list[object]()
+    assert semaphore.acquire()
+    thread = threading.Thread(target=semaphore.acquire)
+    thread.start()
+    states.wait_until(lambda: semaphore._gate_lock.attached and semaphore._gate_lock._owner(), "it waits in the gate")
+    monkeypatch.setattr(waiters.Names, "tell", lambda _names, owner, _cell: names.append(owner) or owner)
+    assert not semaphore.acquire(timeout=delays.TICK)
+    semaphore.release()
+    thread.join(delays.LONG)
+    semaphore.release()
+    assert not names
+
+
 async def try_once(semaphore: Semaphore) -> None:
     assert not await aio.acquire(semaphore, timeout=0)
 
 
 async def give_and_go_on(semaphore: Semaphore) -> None:
-    await semaphore.__aexit__()
-    await asyncio.sleep(waiting.MOMENTS)
+    await asyncio.gather(asyncio.sleep(waiting.MOMENTS), semaphore.__aexit__())
 
 
 def test_the_loop_goes_on_where_one_was_stopped_in_the_register() -> None:

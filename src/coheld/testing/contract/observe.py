@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from coheld import NotOwnerError
-from coheld.backends import backend_of, default
+from coheld import NotOwnerError, native
+from coheld.backends import backend_of, default, of_scheme
 from coheld.testing.support import delays
 
 T = TypeVar("T")
@@ -19,11 +19,18 @@ URL = default()
 """The backend that these tests run on, and what it can."""
 BACKEND = backend_of(None)
 CAPABILITIES = BACKEND.CAPABILITIES
+LOCAL = BACKEND if CAPABILITIES.files else of_scheme("file" if native.missing else "shm")
+"""That of its files on this machine: of its locks, or of those by which the processes of a host agree first."""
 
 
 def where(capability: str) -> pytest.MarkDecorator:
     """For tests of what a backend either has or refuses, which test_capabilities.py sees to."""
     return pytest.mark.skipif(not getattr(CAPABILITIES, capability), reason=f"{URL} declares {capability}=False")
+
+
+def label_of(name: str) -> str:
+    """What messages call the lock of that name."""
+    return repr(name) if CAPABILITIES.files else f"{name!r} at {BACKEND.named(name).where}"
 
 
 OTHER_URL = "shm:" if URL == "file:" else "file:"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from coheld import Lockable
+from coheld.testing.contract.observe import BACKEND, CAPABILITIES, LOCAL
 from coheld.testing.support import delays
 
 Place = tuple[str, int]
@@ -27,13 +28,26 @@ def inode_of(obj: Lockable) -> int:
 
 def all_in(directory: str | os.PathLike[str]) -> list[str]:
     """The name of every file that is there, half-made ones too; but of the tables of who waits, which go with their
-    processes."""
-    return sorted(name for name in os.listdir(directory) if not name.startswith("waits-"))
+    processes, and of what this host knows of a store's grant, which goes with the local lock."""
+    names = [name for name in os.listdir(directory) if not name.startswith("waits-")]
+    return sorted(name for name in names if "~grant." not in name or name.partition("~")[0] not in names)
+
+
+def file_called(name: str) -> str:
+    """What the file of a short name is called; of one in a store, that of the local lock."""
+    return f"name-{name}" if CAPABILITIES.files else os.path.basename(BACKEND.named(name).path)
 
 
 def arenas_of(directory: str | os.PathLike[str], pid: int) -> list[str]:
     """The arena files that a process made."""
     return [name for name in all_in(directory) if name.startswith(f"arena-{pid}-")]
+
+
+def live_once() -> None:
+    """A process that starts, and so sweeps, and ends."""
+    with LOCAL.anonymous():
+        pass
+    LOCAL._leave()
 
 
 def took(obj: Lockable) -> bool:

@@ -21,6 +21,7 @@ from coheld import (
     DeadlockError,
     IncompatibleError,
     InsecureError,
+    LeaseLostError,
     Lockable,
     LockTimeout,
     NotInitializedError,
@@ -31,7 +32,7 @@ from coheld import (
     StateError,
     TooManyLocksError,
 )
-from coheld.testing.contract.observe import CAPABILITIES, elsewhere, held_elsewhere, is_free
+from coheld.testing.contract.observe import CAPABILITIES, elsewhere, held_elsewhere, is_free, label_of
 from coheld.testing.support import delays, procs
 
 BASES: dict[type[CoheldError], tuple[type[BaseException], ...]] = {
@@ -43,6 +44,7 @@ BASES: dict[type[CoheldError], tuple[type[BaseException], ...]] = {
     PermitError: (ValueError,),
     NotLockedError: (RuntimeError,),
     StateError: (ValueError,),
+    LeaseLostError: (RuntimeError,),
     LockTimeout: (TimeoutError, OSError),
     IncompatibleError: (RuntimeError,),
     InsecureError: (PermissionError, OSError),
@@ -140,9 +142,10 @@ def test_not_owner_says_what_who_and_by_whom_it_is_held() -> None:
     with held_elsewhere(bed) as tid, pytest.raises(NotOwnerError) as caught:
         bed.release()
     error, message = caught.value, str(caught.value)
-    assert error.resource == "'lab/bed-1'" and error.owner is not None
+    label = label_of("lab/bed-1")
+    assert error.resource == label and error.owner is not None
     assert (error.owner.pid, error.owner.tid) == (os.getpid(), tid)
-    assert "'lab/bed-1'" in message and str(threading.get_native_id()) in message
+    assert label in message and str(threading.get_native_id()) in message
     assert f"held by process {os.getpid()}" in message
 
 
@@ -173,14 +176,14 @@ def test_a_timeout_says_what_who_how_long_and_in_which_method() -> None:
         return caught.value
 
     error: Any = bed.hold(late)
-    assert (error.resource, error.waited, error.owner.method) == ("'lab/bed-1'", delays.SHORT, "Bed.hold")
+    assert (error.resource, error.waited, error.owner.method) == (label_of("lab/bed-1"), delays.SHORT, "Bed.hold")
     assert error.owner.pid == os.getpid() and error.owner.tid == threading.get_native_id()
-    for word in ("'lab/bed-1'", f"{delays.SHORT:g} s", f"process {os.getpid()}", "Bed.hold"):
+    for word in (label_of("lab/bed-1"), f"{delays.SHORT:g} s", f"process {os.getpid()}", "Bed.hold"):
         assert word in str(error)
 
 
 def test_an_anonymous_lock_has_a_name_too() -> None:
-    bed = Bed()
+    bed = copy.deepcopy(Bed())  # which this machine's memory or files have
     with pytest.raises(NotOwnerError, match=r"anonymous lock (arena|cells)-.*: nobody holds it") as caught:
         bed.release()
     assert caught.value.resource is not None and caught.value.resource in str(caught.value)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from coheld.testing.contract.observe import label_of, where
 from coheld.testing.support import delays, procs
 
 SOURCE = """
@@ -27,7 +28,11 @@ logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdo
 
 
 @pytest.mark.parametrize(
-    ("act", "said"), [("configure", "held by process {}.* in Router.configure"), ("read", "read by process {}")]
+    ("act", "said"),
+    [
+        ("configure", "held by process {}.* in Router.configure"),
+        pytest.param("read", "read by process {}", marks=where("readers")),
+    ],
 )
 def test_one_line_tells_of_it(act: str, said: str) -> None:
     environment = os.environ | {"COHELD_WARN_AFTER": str(delays.SHORT)}
@@ -35,9 +40,8 @@ def test_one_line_tells_of_it(act: str, said: str) -> None:
         holder.expect("in")
         with procs.program(f"{SOURCE}with router: print('got it')", env=environment) as waiter:
             line = waiter.hear()
-            assert re.match(rf"WARNING coheld 'r1': waited for [\d.e-]+ s so far; {said.format(holder.pid)}", line), (
-                line
-            )
+            begun = rf"WARNING coheld {re.escape(label_of('r1'))}: waited for [\d.e-]+ s so far; "
+            assert re.match(begun + said.format(holder.pid), line), line
             assert line.endswith("coheld ps shows more")
             holder.tell("leave")
             waiter.expect("got it")
@@ -82,30 +86,34 @@ class Router(Lockable):
     @Lockable.locked
     def change(self):
         self.go = True
-router, semaphore, pool = Router(lock_name="r1"), Semaphore(1, "s1"), Pool(["a"], "p1")
+router = Router(lock_name="r1")
 def hold():
     print("in", flush=True)
     sys.stdin.readline()
 def change():
     hold()
     router.change()
+def semaphore():
+    return Semaphore(1, "s1")
+def pool():
+    return Pool(["a"], "p1")
 def permit():
-    with semaphore: hold()
+    with semaphore(): hold()
 def lease():
-    with pool.lease(): hold()
+    with pool().lease(): hold()
 async def permit_async():
-    async with semaphore: pass
+    async with semaphore(): pass
 async def lease_async():
-    async with pool.lease(): pass
+    async with pool().lease(): pass
 def take_permit():
-    with semaphore: pass
+    with semaphore(): pass
 def take_lease():
-    with pool.lease(): pass
+    with pool().lease(): pass
 def await_change():
     with router: coheld.wait_for(router, lambda: router.go)
 """
 
-AWAITED = "'r1': .*it is not yet so; nobody holds it"
+AWAITED = f"{re.escape(label_of('r1'))}: .*it is not yet so; nobody holds it"
 PERMITS = "'s1': .*all permits are with process {}"
 LEASES = "'p1': .*what would do is with process {}"
 
@@ -116,10 +124,10 @@ LEASES = "'p1': .*what would do is with process {}"
         ("change", "router.guarded()", AWAITED),
         ("change", "asyncio.run(router.guarded_async())", AWAITED),
         ("change", "await_change()", AWAITED),
-        ("permit", "take_permit()", PERMITS),
-        ("permit", "asyncio.run(permit_async())", PERMITS),
-        ("lease", "take_lease()", LEASES),
-        ("lease", "asyncio.run(lease_async())", LEASES),
+        pytest.param("permit", "take_permit()", PERMITS, marks=where("semaphores")),
+        pytest.param("permit", "asyncio.run(permit_async())", PERMITS, marks=where("semaphores")),
+        pytest.param("lease", "take_lease()", LEASES, marks=where("semaphores")),
+        pytest.param("lease", "asyncio.run(lease_async())", LEASES, marks=where("semaphores")),
     ],
 )
 def test_waits_for_guards_permits_and_leases_are_told_of_once(act: str, wait: str, said: str) -> None:
@@ -154,4 +162,4 @@ def test_the_clock_of_a_task_goes_on_while_others_are_served_before_it() -> None
     environment = os.environ | {"COHELD_WARN_AFTER": str(4 * delays.SHORT)}
     lines = procs.run(ONE_BY_ONE, str(1.6 * delays.SHORT), env=environment).splitlines()
     assert 1 <= len(lines) <= 7, lines
-    assert all("'r1': waited for" in line and "in Router.work" in line for line in lines)
+    assert all(f"{label_of('r1')}: waited for" in line and "in Router.work" in line for line in lines)

@@ -13,8 +13,8 @@ import pytest
 from coheld import Lockable, LockTimeout, holder
 from coheld.mutex import remove
 from coheld.testing.contract import killpoints
-from coheld.testing.contract.observe import BACKEND
-from coheld.testing.contract.places import all_in, had, inode_of, took
+from coheld.testing.contract.observe import LOCAL
+from coheld.testing.contract.places import all_in, file_called, had, inode_of, live_once, took
 from coheld.testing.support import delays, procs, states
 from coheld.testing.support.exclusion import Exclusion
 
@@ -25,7 +25,8 @@ def test_the_file_goes(coheld_dir: Path) -> None:
     Lockable(lock_name="x")
     other = Lockable(lock_name="y")
     assert remove("x") is True
-    assert all_in(coheld_dir) == ["name-y"] and took(other)
+    assert all_in(coheld_dir) == [file_called("y")] and took(other)
+    assert remove("x") is False
 
 
 def test_there_was_none(coheld_dir: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_held_lock_is_not_removed(coheld_dir: Path, timeout: float) -> None:
         with pytest.raises(LockTimeout, match=f"held by process {other.pid}") as caught:
             remove("x", timeout)
         assert caught.value.owner and caught.value.owner.pid == other.pid
-        assert all_in(coheld_dir) == ["name-x"] and not took(Lockable(lock_name="x"))
+        assert all_in(coheld_dir) == [file_called("x")] and not took(Lockable(lock_name="x"))
         other.tell("leave")
     assert remove("x")
 
@@ -82,7 +83,7 @@ def test_its_own_holder_cannot_remove_it(coheld_dir: Path) -> None:
             remove("x")
         owner = holder(obj)
         assert owner and owner.depth == 1
-    assert all_in(coheld_dir) == ["name-x"] and took(obj)
+    assert all_in(coheld_dir) == [file_called("x")] and took(obj)
 
 
 def test_a_dead_holder_does_not_keep_it(coheld_dir: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_dead_holder_does_not_keep_it(coheld_dir: Path) -> None:
 
 def remove_in_steps(link: procs.Link) -> bool:
     """Stop after the lock is taken and marked, and again after its name is gone."""
-    retire = BACKEND.Named.retire
+    retire = LOCAL.Named.retire
 
     def retire_in_steps(resource: Any, segment: Any) -> None:
         link.say("marked")
@@ -108,7 +109,7 @@ def remove_in_steps(link: procs.Link) -> bool:
         link.wait_for("release")
 
     Lockable(lock_name="x")
-    BACKEND.Named.retire = retire_in_steps
+    LOCAL.Named.retire = retire_in_steps
     return remove("x", None)
 
 
@@ -162,7 +163,7 @@ def test_those_who_come_when_the_name_is_gone_make_it_anew_at_once(coheld_dir: P
                 remover.tell("release")
                 holding.tell("leave")
                 waiting.expect(new)
-    assert all_in(coheld_dir) == ["name-x"]
+    assert all_in(coheld_dir) == [file_called("x")]
 
 
 def wait_by_name(link: procs.Link) -> None:
@@ -192,7 +193,7 @@ def remove_now(_: procs.Link) -> bool:
 @pytest.mark.parametrize("step", ["marked", "unlinked"])
 def test_a_thread_beside_the_remover_makes_the_name_anew(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """In one process, whose objects share one handle."""
-    retire, made = BACKEND.Named.retire, []
+    retire, made = LOCAL.Named.retire, []
 
     def make_meanwhile() -> None:
         thread = threading.Thread(target=lambda: made.append(Lockable(lock_name="x")))
@@ -200,7 +201,7 @@ def test_a_thread_beside_the_remover_makes_the_name_anew(monkeypatch: pytest.Mon
         thread.join(delays.LONG)
 
     def retire_beside(resource: Any, segment: Any) -> None:
-        monkeypatch.setattr(BACKEND.Named, "retire", retire)
+        monkeypatch.setattr(LOCAL.Named, "retire", retire)
         make_meanwhile() if step == "marked" else None
         retire(resource, segment)
         make_meanwhile() if step == "unlinked" else None
@@ -209,7 +210,7 @@ def test_a_thread_beside_the_remover_makes_the_name_anew(monkeypatch: pytest.Mon
         assert Lockable(lock_name="x").acquire(timeout=delays.LONG)
         obj = Lockable(lock_name="x")
         waiting.wait_until_blocked()
-        monkeypatch.setattr(BACKEND.Named, "retire", retire_beside)
+        monkeypatch.setattr(LOCAL.Named, "retire", retire_beside)
         obj.release()
         assert remove("x", delays.LONG) is True
         waiting.result()
@@ -300,7 +301,8 @@ def test_a_remover_that_is_killed_at_any_step_is_in_nobodys_way(coheld_dir: Path
             other.expect(inode_of(known))
             assert not took(known)
             other.tell("leave")
-        assert all_in(coheld_dir) == ["name-x"]
+        assert killpoints.forked(live_once) == 0  # for the table of waiters that it may have left half made
+        assert all_in(coheld_dir) == [file_called("x")]
     assert seen == {True, False}
 
 
@@ -309,7 +311,7 @@ def test_one_who_attaches_anew_may_be_killed_at_any_step_too(coheld_dir: Path) -
     known = Lockable(lock_name="x")
     for _ in killpoints.killed_at_each_line(remove_and_enter):
         assert killpoints.forked(enter_x) == 0
-        assert had(known) and inode_of(known) == (coheld_dir / "name-x").stat().st_ino
+        assert had(known) and inode_of(known) == (coheld_dir / file_called("x")).stat().st_ino
 
 
 ABOUT_A_SECOND = max(3, 3 * delays.SCALE)
@@ -319,7 +321,7 @@ ABOUT_A_SECOND = max(3, 3 * delays.SCALE)
 
 
 def unlink_it(directory: Path) -> None:
-    (directory / "name-x").unlink()
+    (directory / file_called("x")).unlink()
 
 
 def remove_all(directory: Path) -> None:
@@ -350,7 +352,7 @@ def test_all_agree_on_one_lock_within_about_a_second(
         with procs.start(use_by_name) as third:
             workers = [first, second, third]
             states.wait_until(lambda: len(set(map(used, workers))) == 1, "all agree", ABOUT_A_SECOND)
-            assert used(first) == (coheld_dir / "name-x").stat().st_ino
+            assert used(first) == (coheld_dir / file_called("x")).stat().st_ino
             for worker in workers:
                 worker.tell("end")
 
