@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from contextlib import suppress
 from importlib.resources import files as resource_files
@@ -39,6 +40,7 @@ CAPABILITIES = Capabilities(
     held_limit=None if native.missing else native.HELD_LIMIT,
     files=False,
     leases=True,
+    handlers=False,
     readers=False,
     semaphores=False,
 )
@@ -269,8 +271,10 @@ class Server:
         self._idle: deque[Any] = deque()  # connections that nobody uses now
         self._id = os.urandom(9).hex()
         self._guard = threading.Lock()
-        self._alarms: dict[bytes, Alarm] = {}
-        self._bells: dict[bytes, Bell] = {}
+        self._alarms: dict[bytes, weakref.WeakSet[Alarm]] = {}  # a name that was removed may have more than one lock
+        self._bells: dict[
+            bytes, weakref.WeakSet[Bell]
+        ] = {}  # here, for a moment: who has the old file, and the new one
         self._listener: _Listener | None = None
 
     # -- the five verbs ------------------------------------------------------------------------------------------------
@@ -286,6 +290,7 @@ class Server:
         token, incarnation, version, created = answer.split(b" ")
         payload, dead = more or (None, None)
         found = Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload)
+        self._queue_anew(name)
         return Granted(int(token) - _EPOCH, found, dead or b"", created == b"1")
 
     def release(self, name: str, change: Change) -> int | None:
@@ -309,15 +314,21 @@ class Server:
 
     def leave(self, name: str) -> None:
         self._do("leave", name, self._id)
+        self._queue_anew(name)
+
+    def _queue_anew(self, name: str) -> None:
+        """The place of this process among those who wait is gone; another of its locks of that name may want it."""
+        if len(self._alarms.get(key := _key(name), ())) > 1:
+            self._wake(key)
 
     def watch(self, name: str, alarm: Alarm) -> None:
         with self._guard:
-            self._alarms[_key(name)] = alarm
+            self._alarms.setdefault(_key(name), weakref.WeakSet()).add(alarm)
         self._listening().add(f"coheld:wake:{self._id}")
 
     def listen(self, name: str, lock: Bell) -> None:
         with self._guard:
-            self._bells[_key(name)] = lock
+            self._bells.setdefault(_key(name), weakref.WeakSet()).add(lock)
         self._listening().add(f"coheld:news:{_key(name).decode()}")
 
     def remove(self, name: str, nonce: bytes) -> bool:
@@ -401,13 +412,13 @@ class Server:
     def _wake(self, name: bytes) -> None:
         """KEYS[1] of the lock; empty: something may have been missed."""
         with self._guard:
-            alarms = [alarm for key, alarm in self._alarms.items() if not name or key == name]
+            alarms = [alarm for key, those in self._alarms.items() if not name or key == name for alarm in those]
         for alarm in alarms:
             alarm.set()
 
     def _bells_of(self, name: bytes) -> list[Bell]:
         with self._guard:
-            return [bell for key, bell in self._bells.items() if not name or key == name]
+            return [bell for key, those in self._bells.items() if not name or key == name for bell in those]
 
 
 _EPOCH = 1_704_067_200_000_000

@@ -93,6 +93,8 @@ class Away:
         self.departing: tuple[float | None, bool] | None = None  # the same, settled before
         self.sent: tuple[bytes, int] | None = None  # a change that was made ahead of the local commit, and its version
         self.recovers = self.makes = False
+        self.between = False  # its thread asks the store for the grant, or gives it back
+        self.level = 1  # of the local lock, on which it was taken
         self.dead = b""
         self.elsewhere = b""
         self.seen = Found(Known(), None)
@@ -123,7 +125,7 @@ class Away:
         if memo.passes_on(self.lease):
             memo.passes += 1
             self._have(Grant(memo.nonce, memo.token << _PASS_BITS | memo.passes, memo.until / 1e9))
-        elif not self._ask(memo, deadline, stop):
+        elif not self._asked(memo, deadline, stop):
             return False
         lock = self.lock
         try:
@@ -144,6 +146,7 @@ class Away:
             self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
             self.pending = None
+            self.level = self.lock._record()[0]
             self.taken_by = self.lock._owner()
         renewing.while_held(self)
 
@@ -154,6 +157,11 @@ class Away:
             self.memo = Memo(_memo_of(segment))
             self.segment = segment
         return self.memo
+
+    def may_pass_on(self) -> bool:
+        """By anybody: can the grant be had here without the store being asked, as far as this process has seen?"""
+        memo = self.memo
+        return memo is not None and self.segment is self.lock.segment and memo.passes_on(self.lease)
 
     def stays_here(self, held: bool) -> bool:
         """Has this host the grant, as far as is seen from outside?  held: somebody here has the local lock."""
@@ -168,6 +176,13 @@ class Away:
     def _memo_seen(self) -> Memo | None:
         segment = self.lock.segment
         return self.memo if self.segment is segment else Memo.seen(_memo_of(segment))
+
+    def _asked(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
+        self.between = True
+        try:
+            return self._ask(memo, deadline, stop)
+        finally:
+            self.between = False
 
     def _ask(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
         nonce, look = memo.ask(), waiters.begin_patience(self.lock, stop is not None, False).look
@@ -271,6 +286,7 @@ class Away:
             memo.forget_state()
         if keep is None:
             memo.pause()
+            self.between = True
         change = Change(grant.nonce, os.urandom(8), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
         try:
@@ -330,14 +346,14 @@ class Away:
         """By the owner, before the local lock is given back: what is changed goes to the store, and the grant with it,
         or the next of this host may have it.  Raises: LeaseLostError, StateError: nothing was changed.  BackendError:
         it may have been."""
-        lock = self.lock
+        lock, self.between = self.lock, True
         self.parting = self.departing or (self.lease if self._stays() else None, loud)
         try:
             try:
                 lock._commit()
             except (LeaseLostError, BackendError):
                 raise
-            except BaseException:
+            except (CoheldError, OSError):
                 lock._discard()
                 self._finish()  # the last commit stands, and the lock goes back
                 raise
@@ -352,6 +368,7 @@ class Away:
             raise
         finally:
             self.parting = self.departing = None
+            self.between = False
         with self.guard:
             self.grant = None
 
@@ -577,11 +594,10 @@ class Remote(_Base):
         if reads:
             self._no_readers()
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
-        again = self.attached and self._mine()
         if not self._local_take(obj, method, 0 if timeout is not None and timeout <= 0 else deadline, keep, stop):
             return False
-        if again:
-            return self._has_grant(timeout)
+        if self._record()[0] > 1 and (granted := self._has_grant(timeout)) is not None:
+            return granted
         if not self._secured(obj, deadline, stop):
             return False
         if not method and stop is None and (task := current_task()) is not None and self.task is None:
@@ -589,17 +605,20 @@ class Remote(_Base):
             self._entrusted(task)
         return True
 
-    def _has_grant(self, timeout: float | None) -> bool:
-        """By who has just got one level more.  Without the grant it has the local lock alone, and that level goes: it
-        is a signal's handler in a thread that waits for the store, or the thread has it by another lease."""
-        if self.away.grant is not None:
-            return True
+    def _has_grant(self, timeout: float | None) -> bool | None:
+        """By who has just got one level more.  None: an interrupt has left the local lock alone with this thread, and
+        the store is to be asked.  Else, where it has no grant, that level goes: it is a signal's handler in a thread
+        that asks the store, or gives back; or the thread has it by another lease."""
+        away = self.away
+        if not away.between and (away.grant is not None or not away._memo_here().valid):
+            return None if away.grant is None else True
         self._local_give()
         if timeout is not None:
             return False
         raise DeadlockError(
-            f"{self.label}: this thread is in a signal's handler while it waits for it, or gives it back; or it has it "
-            "by an object with another lease: give all of a name the same URL",
+            f"{self.label}: this is a signal's handler, whose thread asks the store for the lock or gives it back, and "
+            "it cannot have it in between; or the thread has it by an object with another lease: give all of a name "
+            "the same URL",
             resource=self.label,
         )
 
@@ -628,7 +647,7 @@ class Remote(_Base):
         """As Lockable.release; the last level asks the store, and blocks for that."""
         if not (self.attached and self._mine()):
             self._not_owner()
-        if self._record()[0] > 1:
+        if self._record()[0] > self.away.level:
             self._local_give()
             return
         try:
@@ -670,10 +689,15 @@ class Remote(_Base):
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     def _task_take(self, obj: object, method: bytes, patient: bool, /) -> bool:
+        asks = patient and current_task() is not None and not self.away.may_pass_on()
+        if asks and not (self.attached and self._mine()):
+            return False  # a thread asks the store, and the loop goes on meanwhile
         if not super()._task_take(obj, method, patient):
             return False
         if self._record()[0] > 1:
-            return self._has_grant(None)
+            granted = self._has_grant(None)
+            if granted is not None:
+                return granted
         memo = self.away._memo_here()
         if patient and not memo.passes_on(self.away.lease):
             super()._task_give()  # a thread asks the store, and the loop goes on meanwhile

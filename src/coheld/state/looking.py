@@ -45,6 +45,8 @@ def look(name: str) -> Look | None:
     """
     backend = backend_of(None)
     files.check_name(name)
+    if not backend.CAPABILITIES.files:
+        raise IncompatibleError(f"{name!r}: coheld show looks at states of this machine; a store has it", resource=name)
     resource = backend.named(name)
     mutex = backend.Mutex(resource)
     try:

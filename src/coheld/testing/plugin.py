@@ -14,7 +14,8 @@ import pytest
 import coheld
 from coheld import mutex, native
 from coheld._version import __version__
-from coheld.backends import default, file
+from coheld.backends import backend_of, default, file
+from coheld.ledger import Ledger
 from coheld.testing.support import delays, effort, hygiene, seeds
 from coheld.testing.support.watchdog import Watchdog
 
@@ -86,7 +87,12 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if (url := default()).partition(":")[0] in ("shm", "file"):
         yield
         return
-    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda _cls: mutex.named(f"anonymous-{uuid.uuid4()}"))
+    here = backend_of(url).anonymous
+
+    def make(cls: type | None) -> Any:
+        return here(cls) if cls is Ledger else mutex.named(f"anonymous-{uuid.uuid4()}")  # no pool is in a store
+
+    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: make)
     _empty_store(url)
     yield
     import_module("coheld.backends.renewing").end()

@@ -16,10 +16,11 @@ import coheld
 from coheld import Lockable, Pool, Semaphore
 from coheld.ledger import Ledger
 from coheld.pool import Lease
-from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back
+from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back, where
 from coheld.testing.support import delays, effort, procs
 
 
+@where("semaphores")
 def test_permits_of_a_handle_that_was_dropped_are_still_the_processs() -> None:
     first = Semaphore(2, "slots")
     first.acquire()
@@ -71,6 +72,7 @@ def test_a_reading_task_that_is_destroyed_reads_no_more() -> None:
     bed.write()
 
 
+@where("readers")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the coroutine
 def test_a_reading_task_of_a_closed_loop_reads_no_more_though_somebody_refers_to_it() -> None:
     bed, loop = Bed(), asyncio.new_event_loop()
@@ -139,6 +141,7 @@ def test_to_enter_a_lease_comes_to_all_or_nothing_wherever_a_signal_comes(rng: r
         signal.signal(signal.SIGALRM, before)
 
 
+@where("readers")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file of /proc, interrupted
 def test_an_interrupted_reading_call_is_counted_out_wherever_a_signal_comes(rng: random.Random) -> None:
     bed, before = Bed(), signal.signal(signal.SIGALRM, interrupt)
@@ -153,6 +156,7 @@ def test_an_interrupted_reading_call_is_counted_out_wherever_a_signal_comes(rng:
         signal.signal(signal.SIGALRM, before)
 
 
+@where("readers")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file of /proc, interrupted
 def test_an_interrupted_reading_task_is_counted_out_wherever_a_signal_comes(rng: random.Random) -> None:
     bed, before = Bed(), signal.signal(signal.SIGALRM, interrupt)
@@ -208,6 +212,7 @@ def write(_: procs.Link) -> bool:
     return True
 
 
+@where("readers")
 def test_who_still_has_a_file_without_its_name_does_not_replace_the_register_of_the_next() -> None:
     late = Bed(lock_name="bed")
     late.write()
@@ -221,6 +226,7 @@ def test_who_still_has_a_file_without_its_name_does_not_replace_the_register_of_
         reader.end()
 
 
+@where("readers")
 def test_a_reading_call_inside_of_one_whose_file_has_lost_its_name() -> None:
     bed = Bed(lock_name="bed")
 

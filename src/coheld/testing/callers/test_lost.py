@@ -20,6 +20,7 @@ from coheld.backends import lookout
 from coheld.ledger import lost
 from coheld.mutex import remove
 from coheld.pool import Lease
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays, procs, states
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what is destroyed
@@ -96,6 +97,7 @@ def test_a_waiting_request_of_a_closed_loop_keeps_nobody_out(kept: bool) -> None
     wait_until_forgotten()
 
 
+@where("semaphores")
 def test_another_process_gets_what_was_lost_though_nobody_here_ever_comes_again() -> None:
     pool = Pool(["a"])
     task = begun(pool)
@@ -110,6 +112,7 @@ def test_another_process_gets_what_was_lost_though_nobody_here_ever_comes_again(
     wait_until_forgotten()
 
 
+@where("semaphores")
 def test_also_where_the_pool_is_garbage_with_it() -> None:
     task = begun(Pool(["a"], name="lost"))
     with procs.start(take_by_name, method="spawn") as other:

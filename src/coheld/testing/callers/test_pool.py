@@ -21,8 +21,11 @@ import pytest
 import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Pool, shared
 from coheld.mutex import remove
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays, effort, procs, states
 from coheld.testing.support.exclusion import Exclusion
+
+pytestmark = where("semaphores")
 
 
 @dataclass

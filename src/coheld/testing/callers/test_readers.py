@@ -28,7 +28,10 @@ from coheld import (
     shared,
 )
 from coheld.mutex import remove
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays, effort, procs, states
+
+pytestmark = where("readers")
 
 Act = Callable[[], Any]
 

@@ -19,7 +19,10 @@ import coheld
 from coheld import IncompatibleError, Lockable, LockTimeout, PermitError, Semaphore, aio, waiting
 from coheld.backends import waiters
 from coheld.mutex import remove
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays, effort, procs, states
+
+pytestmark = where("semaphores")
 
 
 class Tally:

@@ -17,6 +17,7 @@ import coheld
 from coheld import Lockable, Semaphore, Waiter, aio
 from coheld.backends import files, waiters
 from coheld.testing.contract import killpoints
+from coheld.testing.contract.observe import where
 from coheld.testing.support import delays, procs, states
 
 
@@ -96,6 +97,7 @@ def test_the_dead_do_not_wait() -> None:
         assert not coheld.waiters(bed)
 
 
+@where("readers")
 def test_who_waits_for_a_guard_or_for_readers_is_named_as_such() -> None:
     bed, go = Bed(), threading.Event()
     with working("collector", bed.collect):
@@ -152,6 +154,7 @@ def test_a_task_that_waits_has_the_number_that_it_has_as_an_owner() -> None:
     asyncio.run(main())
 
 
+@where("semaphores")
 def test_who_waits_for_a_permit_is_named() -> None:
     semaphore = Semaphore(1, name="gpu")
     semaphore.acquire()

@@ -19,6 +19,8 @@ from coheld import IncompatibleError, Lockable, StateError, native, shared
 from coheld.mutex import remove
 from coheld.state import store
 from coheld.state.slots import ENTRY, MAPPED
+from coheld.testing.contract.observe import where
+from coheld.testing.contract.places import file_called
 from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs
 
@@ -73,7 +75,7 @@ def test_growth_while_others_read_and_write(coheld_dir: Path) -> None:
         one.end()
         other.end()
     assert len(seen) > 1
-    assert len(list(coheld_dir.glob("name-big~*"))) == 1
+    assert len(list(coheld_dir.glob(f"{file_called('big')}~[0-9]*"))) == 1
     assert check(big) == WHOLE - 1
 
 
@@ -126,6 +128,7 @@ def test_the_limit_is_64_mib_unless_the_class_says_otherwise() -> None:
         same.data = b"x" * 1000
 
 
+@where("files")
 def test_a_full_file_system_keeps_the_last_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     big = Big(lock_name="big")
     big.fill(10)
@@ -169,6 +172,7 @@ def test_a_state_that_grows_and_shrinks_comes_to_rest(rng: random.Random) -> Non
     assert store.generation_of(log.__lock__.version) < 20
 
 
+@where("files")
 def test_the_last_file_that_can_be_counted(monkeypatch: pytest.MonkeyPatch, coheld_dir: Path) -> None:
     big = Big(lock_name="big")
     big.fill(10)
@@ -177,7 +181,7 @@ def test_the_last_file_that_can_be_counted(monkeypatch: pytest.MonkeyPatch, cohe
     with pytest.raises(StateError, match="larger file"):
         big.fill(1_000_000)
     assert coheld.holder(big) is None and check(big) == 10_000
-    assert len(list(coheld_dir.glob("name-big~*"))) == 1
+    assert len(list(coheld_dir.glob(f"{file_called('big')}~[0-9]*"))) == 1
     big.fill(9_000)
     assert check(big) == 9_000
 
@@ -195,6 +199,7 @@ def test_named_state_survives_its_processes_and_goes_with_its_name(coheld_dir: P
     assert Shelf(lock_name="s").items == []
 
 
+@where("files")
 def test_anonymous_state_goes_with_its_object(coheld_dir: Path) -> None:
     shelves = [Shelf() for _ in range(20)]
     for shelf in shelves:
@@ -205,6 +210,7 @@ def test_anonymous_state_goes_with_its_object(coheld_dir: Path) -> None:
     assert Shelf().items == []  # in a cell that was used before
 
 
+@where("files")
 def test_the_memory_of_an_anonymous_state_goes_with_its_object(coheld_dir: Path) -> None:
     """Not when the collector comes: it does not know how much that is."""
     gc.disable()
@@ -221,8 +227,9 @@ def test_the_memory_of_an_anonymous_state_goes_with_its_object(coheld_dir: Path)
 
 def test_many_objects_need_no_descriptors() -> None:
     shelves = [Shelf() for _ in range(300)]
+    shelves[0].put("a")  # a store is connected
     before = len(os.listdir("/proc/self/fd"))
-    for shelf in shelves:
+    for shelf in shelves[1:]:
         shelf.put("a")
     assert all(shelf.items == ["a"] for shelf in shelves)
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -339,6 +346,7 @@ DAMAGES: list[Callable[[bytearray], Any]] = [
 ]
 
 
+@where("files")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_reported(coheld_dir: Path, damage: Callable[[bytearray], Any]) -> None:
     Shelf(lock_name="s").put("a")
@@ -350,6 +358,8 @@ def test_a_damaged_file_is_reported(coheld_dir: Path, damage: Callable[[bytearra
     for source in ("s.items", "s.put('b')", "coheld.snapshot(s)"):
         program = f"""
 import coheld
+from coheld.testing.contract.observe import where
+from coheld.testing.contract.places import file_called
 from coheld.testing.state.things import Shelf
 s = Shelf(lock_name="s")
 try: {source}
@@ -360,6 +370,7 @@ assert coheld.holder(s) is None
     assert show("s").returncode == 125
 
 
+@where("files")
 @pytest.mark.parametrize("where", ["length", "place", "bytes"])
 def test_damaged_values_are_reported(coheld_dir: Path, where: str) -> None:
     shelf = Shelf(lock_name="s")
@@ -389,6 +400,8 @@ def test_damaged_values_are_reported(coheld_dir: Path, where: str) -> None:
 
 DAMAGED = """
 import coheld
+from coheld.testing.contract.observe import where
+from coheld.testing.contract.places import file_called
 from coheld.testing.state.things import Shelf
 shelf = Shelf(lock_name="s")
 for use in (lambda: shelf.items, lambda: coheld.snapshot(shelf), lambda: shelf.put("x")):
@@ -397,6 +410,7 @@ for use in (lambda: shelf.items, lambda: coheld.snapshot(shelf), lambda: shelf.p
 """
 
 
+@where("files")
 def test_the_state_of_another_resource_is_refused(coheld_dir: Path) -> None:
     Shelf(lock_name="s").put("a")
     other = Shelf(lock_name="other")
@@ -404,6 +418,8 @@ def test_the_state_of_another_resource_is_refused(coheld_dir: Path) -> None:
     os.replace(state_file(coheld_dir), next(coheld_dir.glob("name-other~*")))
     program = """
 import coheld
+from coheld.testing.contract.observe import where
+from coheld.testing.contract.places import file_called
 from coheld.testing.state.things import Shelf
 try: print(Shelf(lock_name="other").items)
 except coheld.IncompatibleError as error: print(error)
@@ -427,6 +443,7 @@ def hold(link: procs.Link) -> None:
         link.wait_for("go")
 
 
+@where("files")
 def test_show() -> None:
     shelf = Shelf(lock_name="s")
     with shelf:
@@ -445,6 +462,7 @@ def test_show() -> None:
     assert answer["commits"] == 1 and f"process {holder.pid}" in answer["holder"]
 
 
+@where("files")
 def test_show_makes_nothing(coheld_dir: Path) -> None:
     done = show("nothing")
     assert done.returncode == 1 and "no resource named 'nothing'" in done.stderr
@@ -453,6 +471,7 @@ def test_show_makes_nothing(coheld_dir: Path) -> None:
         assert show("bare").stdout.startswith("bare: 0 commits, 0 bytes, held by")
 
 
+@where("files")
 def test_show_of_keys_that_json_has_not() -> None:
     class Odd(Lockable):
         it: dict[tuple[int, int], bytes] = shared(default_factory=dict)

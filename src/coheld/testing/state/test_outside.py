@@ -245,6 +245,7 @@ def test_a_signal_in_a_commit_leaves_the_lock_free() -> None:
         gc.enable()
 
 
+@observe.where("files")
 @pytest.mark.parametrize("anew", [False, True])
 def test_removed_in_the_middle_of_a_first_look(monkeypatch: pytest.MonkeyPatch, anew: bool) -> None:
     """The file that the word leads to is gone, or the next resource's: that is no damage."""
@@ -270,6 +271,7 @@ def test_removed_in_the_middle_of_a_first_look(monkeypatch: pytest.MonkeyPatch, 
             shelf.items = ["long enough for the heap"]
 
 
+@observe.where("files")
 def test_show_in_the_middle_of_a_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     Shelf(lock_name="shelf").put("a")
     opened = store.opened
