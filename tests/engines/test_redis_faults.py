@@ -376,6 +376,32 @@ def engines(valkey: servers.Valkey) -> Iterator[tuple[Engine, Engine]]:
 ONE, OTHER = b"n" * 16, b"o" * 16
 
 
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_a_change_whose_reply_is_lost_is_never_said_to_be_refused(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch, overtaken: bool
+) -> None:
+    """It is asked for again; when another has had the lock meanwhile, the server does not know what became of it."""
+    one, other = engines
+    one.hold(ONE)
+    one.change(ONE, os.urandom(8), b"", LEASE)  # the scripts are there
+    made, send = list[int](), one._send
+
+    def lose(command: tuple[Any, ...]) -> Any:
+        made.append(int(send(command)))
+        monkeypatch.setattr(one, "_send", send)
+        if overtaken:
+            other.hold(OTHER)
+            assert other.change(OTHER, os.urandom(8), b"theirs")
+        raise redis.ConnectionError("lost")
+
+    monkeypatch.setattr(one, "_send", lose)
+    if overtaken:
+        with pytest.raises(BackendError, match="may be committed"):
+            one.change(ONE, os.urandom(8), b"ours")
+    else:
+        assert one.change(ONE, os.urandom(8), b"ours") == made[0]  # it was made once
+
+
 def test_a_wait_that_is_cut_goes_on(valkey: servers.Valkey, proxy: Proxy, start: Start) -> None:
     holder, waiting = start(valkey.url()), start(through(proxy))
     holder.do("acquire")

@@ -15,6 +15,8 @@ import functools
 import hashlib
 import logging
 import os
+import select
+import sys
 import threading
 import time
 from collections import deque
@@ -337,19 +339,19 @@ class Server:
         return self._call((b"EVALSHA", script[0], b"2", key, key + b":waiting", *args), name, script[1])
 
     def _call(self, command: tuple[Any, ...], name: str, script: bytes = b"") -> Any:
-        """Sent again, once, if the connection broke: one that was idle may have been closed long ago, and the script
-        does nothing twice."""
+        """Sent again, once, if the connection broke: the script does nothing twice.  But if another had the lock before
+        it was asked again, it does not know any more whether it did it the first time: nobody says "lost" then."""
         errors = self._errors
         try:
             try:
-                return self._send(command)
-            except errors.NoScriptError:
-                return self._send((b"EVAL", script, *command[2:]))
+                return self._evaluated(command, script)
             except errors.TimeoutError:
                 raise
             except (errors.ConnectionError, OSError):
                 self._idle.clear()
-                return self._send(command)
+                if (answer := self._evaluated(command, script)) is None:
+                    raise errors.ConnectionError("an answer was lost; what was changed may be committed") from None
+                return answer
         except errors.ResponseError as error:
             self._refused(error, name)
         except (errors.RedisError, OSError) as error:
@@ -358,14 +360,15 @@ class Server:
                 resource=name or self.where,
             ) from None
 
+    def _evaluated(self, command: tuple[Any, ...], script: bytes) -> Any:
+        try:
+            return self._send(command)
+        except self._errors.NoScriptError:
+            return self._send((b"EVAL", script, *command[2:]))
+
     def _send(self, command: tuple[Any, ...]) -> Any:
         """The way of redis-py's client, without what takes half of its time: a pool for each call, metrics, retries."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            pool = self._client.connection_pool
-            connection = pool.connection_class(**pool.connection_kwargs)
-            connection.connect()
+        connection = self._connection()
         try:
             connection.send_packed_command([_packed(command)], check_health=False)
             answer = connection.read_response()
@@ -377,6 +380,19 @@ class Server:
             raise
         self._idle.append(connection)
         return answer
+
+    def _connection(self) -> Any:
+        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent."""
+        while self._idle:
+            with suppress(IndexError):  # another thread was first
+                connection = self._idle.pop()
+                if _is_silent(connection):
+                    return connection
+                connection.disconnect()
+        pool = self._client.connection_pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        connection.connect()
+        return connection
 
     def _refused(self, error: Exception, name: str) -> NoReturn:
         text = _plain(error)
@@ -431,6 +447,15 @@ def _packed(command: tuple[Any, ...]) -> bytes:
 @functools.lru_cache(1024)
 def _key(name: str) -> bytes:
     return f"coheld:{{{quote(name, safe='/:-_. ')}}}".encode()
+
+
+def _is_silent(connection: Any) -> bool:
+    """Nothing is to be read: no end, and nothing that nobody has asked for."""
+    if sys.platform == "win32":
+        return not select.select([connection._sock], [], [], 0)[0]
+    poll = select.poll()  # which takes descriptors of any number
+    poll.register(connection._sock, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _plain(error: BaseException) -> str:
