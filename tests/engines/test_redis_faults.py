@@ -466,6 +466,15 @@ def tried(link: procs.Link, url: str) -> str:
     return "no error"
 
 
+def test_a_wrong_password_is_said_to_be_one() -> None:
+    with (
+        servers.valkey(password=SECRET) as server,
+        procs.start(tried, server.url().replace(SECRET, "wrong-one")) as client,
+    ):
+        said = client.result()
+    assert "password" in said and "refuses" in said and "wrong-one" not in said, said
+
+
 class Canary:
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return os.putenv, ("UNPICKLED", "yes")

@@ -345,6 +345,8 @@ class Server:
         try:
             try:
                 return self._evaluated(command, script)
+            except errors.AuthenticationError:
+                raise
             except errors.TimeoutError:
                 raise
             except (errors.ConnectionError, OSError):
@@ -352,7 +354,7 @@ class Server:
                 if (answer := self._evaluated(command, script)) is None:
                     raise errors.ConnectionError("an answer was lost; what was changed may be committed") from None
                 return answer
-        except errors.ResponseError as error:
+        except (errors.ResponseError, errors.AuthenticationError) as error:
             self._refused(error, name)
         except (errors.RedisError, OSError) as error:
             raise BackendError(
