@@ -22,7 +22,7 @@ import redis
 import coheld
 from coheld import BackendError, IncompatibleError, LeaseLostError, Lockable, native, shared
 from coheld.backends.redis import Place, Server
-from coheld.backends.store import Ask, Change, Granted, Known
+from coheld.backends.store import Ask, Change, Granted, Known, number_of
 from coheld.testing.support import delays, procs, states
 from engines import servers
 from engines.proxy import Proxy
@@ -383,7 +383,7 @@ def test_a_change_whose_reply_is_lost_is_never_said_to_be_refused(
     """It is asked for again; when another has had the lock meanwhile, the server does not know what became of it."""
     one, other = engines
     one.hold(ONE)
-    one.change(ONE, os.urandom(8), b"", LEASE)  # the scripts are there
+    one.change(ONE, number_of(ONE), b"", LEASE)  # the scripts are there
     made, send = list[int](), one._send
 
     def lose(command: tuple[Any, ...]) -> Any:
@@ -391,15 +391,25 @@ def test_a_change_whose_reply_is_lost_is_never_said_to_be_refused(
         monkeypatch.setattr(one, "_send", send)
         if overtaken:
             other.hold(OTHER)
-            assert other.change(OTHER, os.urandom(8), b"theirs")
+            assert other.change(OTHER, number_of(OTHER), b"theirs")
         raise redis.ConnectionError("lost")
 
     monkeypatch.setattr(one, "_send", lose)
     if overtaken:
         with pytest.raises(BackendError, match="may be committed"):
-            one.change(ONE, os.urandom(8), b"ours")
+            one.change(ONE, number_of(ONE), b"ours")
     else:
-        assert one.change(ONE, os.urandom(8), b"ours") == made[0]  # it was made once
+        assert one.change(ONE, number_of(ONE), b"ours") == made[0]  # it was made once
+
+
+def test_a_change_that_comes_late_replaces_no_later_one(engines: tuple[Engine, Engine]) -> None:
+    """It was on its way for long, was asked for again, and others of that grant came after it."""
+    one, other = engines
+    one.hold(ONE)
+    first, second = number_of(ONE), number_of(ONE)
+    assert one.change(ONE, first, b"first", LEASE) and one.change(ONE, second, b"second", LEASE)
+    assert one.change(ONE, first, b"first", LEASE) is None
+    assert other.load("counter", Known()).payload == b"second"
 
 
 def test_a_wait_that_is_cut_goes_on(valkey: servers.Valkey, proxy: Proxy, start: Start) -> None:

@@ -7,7 +7,7 @@
 --   i v s   incarnation, number and bytes of the state; c: __create__ has returned.  The number is of the clock: after the
 --           last writes were lost, none is given again that a host knows another state by
 --   r       who lost it without giving it back, until the next has put that right
---   l       the last change, so that one whose answer was lost is not made twice
+--   l       the last change, so that one whose answer was lost is not made twice: a nonce, and digits that grow
 --   n e     who is in turn, and until when nobody else may have it
 --   q       numbers given to those who wait
 -- KEYS[2], a sorted set: who waits, in the order of those numbers.
@@ -86,6 +86,7 @@ local f = call('HMGET', h, 'g', 'v', 'l', 'c')
 local v = f[2] or '0'
 if f[3] == ARGV[2] then return v end
 if f[1] ~= ARGV[1] then return false end
+if f[3] and f[3]:sub(1, 16) == f[1] and f[3]:sub(17) > ARGV[2]:sub(17) then return false end
 
 local clock
 local function now()

@@ -31,7 +31,7 @@ from ..process import at_fork
 from . import of_scheme
 from .base import Capabilities, Handle
 from .remote import far_mutex
-from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
+from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused, number_of
 
 SCHEME = "redis"
 CAPABILITIES = Capabilities(
@@ -321,7 +321,7 @@ class Server:
         self._listening().add(f"coheld:news:{_key(name).decode()}")
 
     def remove(self, name: str, nonce: bytes) -> bool:
-        return bool(self._do("remove", name, nonce, os.urandom(8)))
+        return bool(self._do("remove", name, nonce, number_of(nonce)))
 
     # -- how -----------------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left, patience
 from . import renewing, waiters
 from .memo import Memo
-from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store
+from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store, number_of
 from .tasking import current_task
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class Away:
             memo.forget_state()
         if keep is None:
             memo.pause()
-        change = Change(grant.nonce, os.urandom(8), payload, keep, loud, self.recovers, made or self.makes)
+        change = Change(grant.nonce, number_of(grant.nonce), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
         try:
             version = self.store.release(self.name, change)

@@ -8,14 +8,13 @@ reached is asked again at the next look, and said once; a lease whose time is ov
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from ..process import at_fork
-from .store import Alarm, Change
+from .store import Alarm, Change, number_of
 
 if TYPE_CHECKING:
     from .remote import Away, Grant
@@ -105,7 +104,7 @@ def _give_back() -> None:
     for _ in range(len(_process.orphans)):
         away, nonce, until = _process.orphans.popleft()
         try:
-            away.store.release(away.name, Change(nonce, os.urandom(8), None, None, False, False, False))
+            away.store.release(away.name, Change(nonce, number_of(nonce), None, None, False, False, False))
         except Exception:  # whatever it was, all leases of the process depend on this thread
             if time.monotonic() < until:
                 _process.orphans.append((away, nonce, until))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,7 +79,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the holder of that nonce does.  number: of the change, so that it is made once.  payload: the new state, or
+    """What the holder of that nonce does.  number: by number_of, so that it is made once.  payload: the new state, or
     None.  keep: seconds for which the lock stays, or None.  loud: who waits for the state hears of it.  recovered: what
     the dead one left is put right.  created: the first state is made."""
 
@@ -89,6 +90,12 @@ class Change:
     loud: bool
     recovered: bool
     created: bool
+
+
+def number_of(nonce: bytes) -> bytes:
+    """Of a new change of that grant: greater than those before, by whichever process of the host that has it; a change
+    that was on its way for long is known by that, and not made any more."""
+    return nonce + b"%019d" % time.monotonic_ns()
 
 
 class Alarm:
