@@ -222,6 +222,29 @@ def test_waiting_hosts_are_served_in_turn(valkey: servers.Valkey, start: Start) 
         wait_until_waiting(valkey, 3 - hosts.index(following))
 
 
+@pytest.mark.parametrize(("fault", "bound"), [("kill", delays.MEDIUM / 2), ("stop", 1.5 * delays.MEDIUM)])
+def test_a_waiter_that_is_dead_or_stopped_keeps_nobody_waiting(
+    valkey: servers.Valkey, start: Start, fault: str, bound: float
+) -> None:
+    holder, first, second = (start(valkey.url(), lease=60) for _ in range(3))
+    holder.do("acquire")
+    for place, waiting in enumerate((first, second), 1):
+        waiting.tell("acquire")
+        wait_until_waiting(valkey, place)
+    getattr(first.worker, fault)()
+    with valkey.client() as client:
+        states.wait_until(
+            lambda: (
+                sum(number for _, number in client.pubsub_numsub(*client.pubsub_channels("coheld:wake:*")))
+                == (1 if fault == "kill" else 2)
+            ),
+            "the server knows who listens",
+        )
+    begun = time.monotonic()
+    holder.do("release")
+    assert second.result() and time.monotonic() - begun < bound
+
+
 # ---- holders that die, or stand still -----------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@
 -- KEYS[2], a sorted set: who waits, in the order of those numbers.
 --
 -- Whoever waits listens at a channel of its own.  The lock is offered to the first: e is its time to come, and if nobody
--- listens there any more, it is the next one's turn at once.  One that does not come loses its place.
+-- listens there any more, it is the next one's turn at once.  One that does not come loses its place; who is behind it
+-- hears of the offer as well, so that it looks when that is over.
 --
 -- Most of the time of a script is its calls of the server, and what is defined in it: both are few.
 
@@ -30,13 +31,13 @@ local f = call('HMGET', h, 'g', 'u', 't', 'i', 'v', 'n', 'c', 'r')
 local g, i, v, n, created, dead = f[1], f[4], f[5] or '0', f[6], f[7], f[8]
 
 if g ~= nonce then
-    local first, until_then = call('ZRANGE', waiting, 0, 0)[1], nil
+    local first, until_then, offered = call('ZRANGE', waiting, 0, 0)[1], nil, 0
     if g and tonumber(f[2]) > now then
         until_then = tonumber(f[2])
     elseif n and n ~= client and first then
         local e = tonumber(call('HGET', h, 'e') or 0)
         if e > now and call('ZSCORE', waiting, n) then
-            until_then = e
+            until_then, offered = e, 1
         else
             call('ZREM', waiting, n)
             first = call('ZRANGE', waiting, 0, 0)[1]
@@ -45,7 +46,7 @@ if g ~= nonce then
     while not until_then and n ~= client and first and first ~= client do
         call('HSET', h, 'n', first, 'e', text('%.0f', now + BOUND))
         if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then
-            until_then = now + BOUND
+            until_then, offered = now + BOUND, 1
         else
             call('ZREM', waiting, first)
             first = call('ZRANGE', waiting, 0, 0)[1]
@@ -58,7 +59,7 @@ if g ~= nonce then
                 call('ZADD', waiting, call('HINCRBY', h, 'q', 1), client)
                 call('PEXPIRE', waiting, UNUSED)
             end
-            place = call('ZRANK', waiting, client)
+            place = math.max(call('ZRANK', waiting, client) - offered, 0)
         end
         return {text('%.0f', until_then - now + BOUND * place + 1000), call('HGET', h, 'w') or ''}
     end
@@ -111,12 +112,15 @@ if ARGV[5] ~= '' then
     call('HSET', h, 'u', text('%.0f', now() + ARGV[5]))
 else
     call('HDEL', h, 'g', 'u', 'w')
-    local first = call('ZRANGE', waiting, 0, 0)[1]
-    while first do
-        call('HSET', h, 'n', first, 'e', text('%.0f', now() + BOUND))
-        if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then break end
-        call('ZREM', waiting, first)
-        first = call('ZRANGE', waiting, 0, 0)[1]
+    local first = call('ZRANGE', waiting, 0, 1)
+    while first[1] do
+        call('HSET', h, 'n', first[1], 'e', text('%.0f', now() + BOUND))
+        if call('PUBLISH', 'coheld:wake:' .. first[1], h) > 0 then
+            if first[2] then call('PUBLISH', 'coheld:wake:' .. first[2], h) end
+            break
+        end
+        call('ZREM', waiting, first[1])
+        first = call('ZRANGE', waiting, 0, 1)
     end
 end
 if ARGV[6] == '1' then call('PUBLISH', 'coheld:news:' .. h, v) end
