@@ -508,6 +508,27 @@ def test_a_wrong_password_is_said_to_be_one() -> None:
     assert "password" in said and "refuses" in said and "wrong-one" not in said, said
 
 
+def test_what_another_program_has_under_the_name(valkey: servers.Valkey, start: Start) -> None:
+    one = start(valkey.url())
+    for put in (
+        lambda client: client.set(KEY, "theirs"),
+        lambda client: client.rpush(KEY, "theirs"),
+        lambda client: client.hset(KEY, mapping={"v": "theirs"}),
+        lambda client: client.hset(KEY, mapping={"t": "theirs"}),
+        lambda client: client.hset(KEY, mapping={"g": "theirs"}),
+        lambda client: client.hset(KEY, mapping={"v": "3"}),
+        lambda client: client.set(WAITING, "theirs"),
+    ):
+        with valkey.client() as client:
+            client.delete(KEY, WAITING)
+            put(client)
+        with pytest.raises(IncompatibleError):
+            one.do("add")
+    with valkey.client() as client:
+        client.delete(KEY, WAITING)
+    assert one.do("add") == 1
+
+
 class Canary:
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return os.putenv, ("UNPICKLED", "yes")

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files as resource_files
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -279,14 +280,17 @@ class Server:
         known = ask.known.incarnation.rstrip(b"\0"), ask.known.version
         answer = self._do("acquire", name, ask.nonce, _micro(ask.lease), ask.who, *known, self._id, int(ask.queue))
         more: list[bytes | None] = []
-        if isinstance(answer, list):
-            answer, *more = answer
-            if b" " not in answer:
-                return Refused(int(answer) / 1e6, more[0] or b"")
-        token, incarnation, version, created = answer.split(b" ")
-        payload, dead = more or (None, None)
-        found = Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload)
-        return Granted(int(token) - _EPOCH, found, dead or b"", created == b"1")
+        try:
+            if isinstance(answer, list):
+                answer, *more = answer
+                if b" " not in answer:
+                    return Refused(int(answer) / 1e6, more[0] or b"")
+            token, incarnation, version, created = answer.split(b" ")
+            payload, dead = more or (None, None)
+            found = _found(incarnation, version, payload, ask.known)
+            return Granted(int(token) - _EPOCH, found, dead or b"", created == b"1")
+        except ValueError:
+            raise self._foreign(name, "it is no lock of coheld") from None
 
     def release(self, name: str, change: Change) -> int | None:
         state = b"" if change.payload is None else change.payload
@@ -304,8 +308,11 @@ class Server:
         incarnation, version, payload, holder, token, nonce = self._do(
             "load", name, known.incarnation.rstrip(b"\0"), known.version
         )
-        known = Known(incarnation.ljust(16, b"\0"), int(version))
-        return Found(known, payload, holder, int(token) - _EPOCH, nonce)
+        try:
+            found = _found(incarnation, version, payload, known)
+            return replace(found, holder=holder, token=int(token) - _EPOCH, nonce=nonce)
+        except ValueError:
+            raise self._foreign(name, "it is no lock of coheld") from None
 
     def leave(self, name: str) -> None:
         self._do("leave", name, self._id)
@@ -398,9 +405,12 @@ class Server:
 
     def _refused(self, error: Exception, name: str) -> NoReturn:
         text = _plain(error)
-        if "WRONGTYPE" in text:
-            raise IncompatibleError(f"{self.where}: another program has what {name!r} needs: {text}", resource=name)
+        if "WRONGTYPE" in text or ": attempt to " in text:  # of a script that finds no numbers where it looks for them
+            raise self._foreign(name, text) from None
         raise BackendError(f"{self.where} refuses: {text}; trying again does not help by itself", resource=name)
+
+    def _foreign(self, name: str, why: str) -> IncompatibleError:
+        return IncompatibleError(f"{self.where}: another program has what {name!r} needs: {why}", resource=name)
 
     def _listening(self) -> _Listener:
         with self._guard:
@@ -423,6 +433,14 @@ class Server:
 
 _EPOCH = 1_704_067_200_000_000
 """2024, microseconds: a token has 51 bits of them, and 12 for the passes of a cohort; that is good until 2095."""
+
+
+def _found(incarnation: bytes, version: bytes, payload: bytes | None, asked: Known) -> Found:
+    """Raises: ValueError: if the server has something else."""
+    known = Known(incarnation.ljust(16, b"\0"), int(version))
+    if payload is None and known.version and known != asked:
+        raise ValueError("a state without bytes")
+    return Found(known, payload)
 
 
 def _micro(seconds: float) -> int:
