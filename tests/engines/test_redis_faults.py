@@ -222,6 +222,14 @@ def test_waiting_hosts_are_served_in_turn(valkey: servers.Valkey, start: Start) 
         wait_until_waiting(valkey, 3 - hosts.index(following))
 
 
+def test_who_comes_anew_need_not_wait_for_a_holder(valkey: servers.Valkey, start: Start) -> None:
+    """__create__ has returned, which the server knows."""
+    holder = start(valkey.url())
+    holder.do("acquire")
+    assert start(valkey.url()).do("made") == 1
+    assert not holder.do("lost")
+
+
 @pytest.mark.parametrize(("fault", "bound"), [("kill", delays.MEDIUM / 2), ("stop", 1.5 * delays.MEDIUM)])
 def test_a_waiter_that_is_dead_or_stopped_keeps_nobody_waiting(
     valkey: servers.Valkey, start: Start, fault: str, bound: float
@@ -300,6 +308,17 @@ def test_a_method_that_was_stopped_beyond_its_lease_has_changed_nothing(valkey: 
 
 
 # ---- leases --------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_renewed_for_as_long_as_it_is_held(valkey: servers.Valkey, start: Start) -> None:
+    holder, other = start(valkey.url()), start(valkey.url())
+    holder.do("acquire")
+    holder.do("write", 7)
+    assert not other.do("acquire", 3 * LEASE)
+    assert not holder.do("lost")
+    holder.do("ensure")
+    holder.do("release")
+    assert other.do("value") == 7 and holder.do("heard") == holder.do("log") == []
 
 
 def several(link: procs.Link, silent: str, other: str) -> None:

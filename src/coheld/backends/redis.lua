@@ -154,12 +154,12 @@ call('PUBLISH', 'coheld:news:' .. h, '0')
 return 1
 
 -- ==== load: known incarnation, known version
--- -> incarnation, version, state or nil, holder, token, nonce
-local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u', 'g')
+-- -> incarnation, version, state or nil, holder, token, nonce, created
+local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u', 'g', 'c')
 local i, v, state, t = f[1] or '', f[2] or '0', false, call('TIME')
 if v ~= '0' and (i ~= ARGV[1] or v ~= ARGV[2]) then state = call('HGET', h, 's') end
 local held = f[3] and tonumber(f[5] or 0) > t[1] * 1000000 + t[2]
-return {i, v, state, held and f[3] or '', f[4] or '0', held and f[6] or ''}
+return {i, v, state, held and f[3] or '', f[4] or '0', held and f[6] or '', f[7] and 1 or 0}
 
 -- ==== leave: client
 call('ZREM', waiting, ARGV[1])

@@ -305,12 +305,12 @@ class Server:
         return bool(self._do("renew", name, nonce, _micro(lease)))
 
     def load(self, name: str, known: Known) -> Found:
-        incarnation, version, payload, holder, token, nonce = self._do(
+        incarnation, version, payload, holder, token, nonce, created = self._do(
             "load", name, known.incarnation.rstrip(b"\0"), known.version
         )
         try:
             found = _found(incarnation, version, payload, known)
-            return replace(found, holder=holder, token=int(token) - _EPOCH, nonce=nonce)
+            return replace(found, holder=holder, token=int(token) - _EPOCH, nonce=nonce, created=bool(created))
         except ValueError:
             raise self._foreign(name, "it is no lock of coheld") from None
 

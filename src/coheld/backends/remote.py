@@ -707,8 +707,10 @@ class Remote(_Base):
         super().recovered()
 
     def _is_created(self) -> bool:
-        memo = self.away.memo
-        return bool(memo is not None and memo.created and memo.valid)
+        memo = self.away._memo_here()
+        if self.away.grant is not None or memo.valid:
+            return bool(memo.created)
+        return self.away.load().created  # whoever has the lock elsewhere, and for how long
 
     def _recover(self, obj: object) -> None:
         if self.away.grant is not None:  # else the local lock alone is there, and it is not this owner's turn yet

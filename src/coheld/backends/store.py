@@ -35,13 +35,15 @@ class Known:
 @dataclass(frozen=True, slots=True)
 class Found:
     """The state of the last commit.  payload: None: it is the one that is known, or none was committed yet.  holder:
-    who has the lock, as it was told.  token, nonce: of the last grant; nonce is empty if that is over."""
+    who has the lock, as it was told.  token, nonce: of the last grant; nonce is empty if that is over.  created: the
+    first state was made."""
 
     known: Known
     payload: bytes | None
     holder: bytes = b""
     token: int = 0
     nonce: bytes = b""
+    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)
