@@ -321,6 +321,31 @@ def test_a_lease_is_renewed_for_as_long_as_it_is_held(valkey: servers.Valkey, st
     assert other.do("value") == 7 and holder.do("heard") == holder.do("log") == []
 
 
+def test_a_lease_that_cannot_be_renewed_is_told_of_and_lost(proxy: Proxy, start: Start) -> None:
+    holder = start(through(proxy))
+    holder.do("acquire")
+    holder.do("write", 7)
+    proxy.refuse()
+    states.wait_until(lambda: holder.do("heard") == ["LeaseLostError"], "it is lost", 2 * LEASE)
+    assert holder.do("lost") and any("could not be renewed" in line for line in holder.do("log"))
+    proxy.forward()
+    with pytest.raises(LeaseLostError):
+        holder.do("release")
+    assert holder.do("add") == 1
+
+
+def test_a_connection_that_is_dead_costs_no_lease(proxy: Proxy, start: Start, valkey: servers.Valkey) -> None:
+    holder = start(through(proxy), lease=2 * LEASE)
+    holder.do("acquire")
+    proxy.stall()
+    proxy.forward()  # who connects anew gets through
+    with valkey.client() as client:
+        until = client.hget(KEY, "u")
+        states.wait_until(lambda: client.hget(KEY, "u") != until, "it is renewed", 2 * LEASE)
+    holder.do("release")
+    assert holder.do("heard") == []
+
+
 def several(link: procs.Link, silent: str, other: str) -> None:
     """Holds some locks of the one server, and one of the other."""
     places = [("counter", other), *((f"counter-{number}", silent) for number in range(4))]
@@ -463,6 +488,21 @@ def test_a_wait_that_is_cut_goes_on(valkey: servers.Valkey, proxy: Proxy, start:
     holder.do("release")
     begun = time.monotonic()
     assert waiting.result() and time.monotonic() - begun < 2 * delays.MEDIUM
+
+
+@pytest.mark.parametrize("fault", ["stall", "refuse"])
+def test_a_server_that_is_not_reached_ends_every_call_in_time(proxy: Proxy, start: Start, fault: str) -> None:
+    one = start(through(proxy))
+    one.do("acquire")
+    one.do("write", 7)
+    getattr(proxy, fault)()
+    for act in ("release", "add", "value", "acquire"):
+        begun = time.monotonic()
+        with pytest.raises((BackendError, LeaseLostError)):
+            one.do(act)
+        assert time.monotonic() - begun < 2 * LEASE, act
+    proxy.forward()
+    states.wait_until(lambda: reached(one), "it works again")
 
 
 def reached(one: Host) -> bool:

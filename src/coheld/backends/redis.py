@@ -49,7 +49,8 @@ LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
 _PORT = 6379
 _PATIENCE = 5.0
-"""For how long the server is waited for, seconds, or half of a lease that is shorter than twice that."""
+"""For how long the server is waited for, seconds, but not for more than a quarter of a lease: who renews it and finds a
+connection dead can still try another."""
 _REACHED_AGAIN = 0.2
 _HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
@@ -88,13 +89,13 @@ class Place:
         self.where = f"{parts.scheme}://{host}:{port}/{database}"
         self.url = urlunsplit(parts._replace(path=f"/{database}", query=urlencode(options)))
 
-    def client(self) -> Any:
+    def client(self, patience: float = _PATIENCE) -> Any:
         """Of redis-py; it is not connected yet. Raises: ValueError: if that does not take the URL's options.
         IncompatibleError: if it is not there."""
         redis = _client_library()
         try:
             client = redis.Redis.from_url(
-                self.url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, health_check_interval=_HEALTHY
+                self.url, socket_timeout=patience, socket_connect_timeout=patience, health_check_interval=_HEALTHY
             )
             pool = client.connection_pool
             pool.connection_class(**pool.connection_kwargs)
@@ -152,7 +153,7 @@ class Resource:
         """A named one stays."""
 
     def store(self) -> Server:
-        return _server(self.where)
+        return _server(self.where, min(_PATIENCE, self.lease / 4))
 
 
 def _local_scheme() -> str:
@@ -227,7 +228,7 @@ class _Process:
 
     def begin(self) -> None:
         self.guard = threading.RLock()
-        self.servers: dict[str, Server] = {}
+        self.servers: dict[tuple[str, float], Server] = {}
 
     def close(self) -> None:
         """Nothing is asked of a server any more; who asks again, is connected anew."""
@@ -241,12 +242,13 @@ _process = _Process()
 at_fork(child=_process.begin)
 
 
-def _server(where: str) -> Server:
-    server = _process.servers.get(where)
+def _server(where: str, patience: float) -> Server:
+    key = where, patience
+    server = _process.servers.get(key)
     if server is None:
         with _process.guard:
-            if (server := _process.servers.get(where)) is None:
-                server = _process.servers[where] = Server(_place_of(where))
+            if (server := _process.servers.get(key)) is None:
+                server = _process.servers[key] = Server(_place_of(where), patience)
     return server
 
 
@@ -264,8 +266,8 @@ def _place_of(where: str) -> Place:
 class Server:
     """A Store."""
 
-    def __init__(self, place: Place) -> None:
-        self.where, self._client = place.where, place.client()
+    def __init__(self, place: Place, patience: float = _PATIENCE) -> None:
+        self.where, self.patience, self._client = place.where, patience, place.client(patience)
         self._errors = _client_library().exceptions
         self._idle: deque[Any] = deque()  # connections that nobody uses now
         self._id = os.urandom(9).hex()
@@ -355,6 +357,7 @@ class Server:
             except errors.AuthenticationError:
                 raise
             except errors.TimeoutError:
+                self._idle.clear()  # as silent as that one, perhaps
                 raise
             except (errors.ConnectionError, OSError):
                 self._idle.clear()
@@ -500,7 +503,7 @@ class _Listener(threading.Thread):
         self._ended = True
         with suppress(BackendError):
             self._server._call((b"PUBLISH", self._own, b"-"), "")
-        self.join(_PATIENCE)
+        self.join(self._server.patience)
 
     def add(self, channel: str) -> None:
         """Subscribe: when this returns, nothing that is said from now on is missed, but for what a cut connection
@@ -510,7 +513,7 @@ class _Listener(threading.Thread):
         if ready.is_set():
             return
         self._server._call((b"PUBLISH", self._own, b"-"), "")
-        if not ready.wait(_PATIENCE):
+        if not ready.wait(self._server.patience):
             raise BackendError(
                 f"{self._server.where} cannot be reached, or does not answer; trying again may work",
                 resource=self._server.where,
