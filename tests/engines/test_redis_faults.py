@@ -358,6 +358,18 @@ def several(link: procs.Link, silent: str, other: str) -> None:
     counters[0].release()
 
 
+def test_a_server_that_is_silent_costs_the_leases_of_no_other(valkey: servers.Valkey, proxy: Proxy) -> None:
+    with servers.valkey() as other, procs.start(several, through(proxy), other.url()) as holder:
+        holder.expect("held")
+        proxy.stall()
+        with other.client() as client:
+            for _ in range(6):
+                until = client.hget(KEY, "u")
+                states.wait_until(lambda u=until: client.hget(KEY, "u") != u, "it is renewed", LEASE)
+        holder.tell("release")
+        assert holder.hear() == [False, True, True, True, True]
+
+
 # ---- the server --------------------------------------------------------------------------------------------
 
 
