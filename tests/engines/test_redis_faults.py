@@ -197,6 +197,12 @@ def test_hosts_in_turn_see_what_the_other_has_written(valkey: servers.Valkey, st
     assert [one.do("add") for _ in range(3) for one in hosts] == [1, 2, 3, 4, 5, 6]
 
 
+def test_state_that_a_holder_did_not_look_at_is_there_for_others(valkey: servers.Valkey, start: Start) -> None:
+    one, other = start(valkey.url()), start(valkey.url())
+    one.do("write_plain", valkey.url(), 7)
+    assert other.do("pickled", valkey.url())
+
+
 def test_a_guard_is_woken_by_another_host(valkey: servers.Valkey, start: Start) -> None:
     one, other = start(valkey.url()), start(valkey.url())
     taken = []

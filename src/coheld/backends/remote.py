@@ -353,7 +353,7 @@ class Away:
         finally:
             self.parting = self.departing = None
         with self.guard:
-            self.grant = None
+            self.grant, self.pending = None, None
 
     def departure(self, loud: bool, suspends: bool = False) -> Callable[[], object] | None:
         """By the owner: what part(loud) will have to tell the store, for another thread to do before it; None: nothing.
