@@ -45,7 +45,7 @@ from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left, patience
 from . import renewing, waiters
 from .memo import Memo
-from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store
+from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store, number_of
 from .tasking import current_task
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class Away:
         if keep is None:
             memo.pause()
             self.between = True
-        change = Change(grant.nonce, os.urandom(8), payload, keep, loud, self.recovers, made or self.makes)
+        change = Change(grant.nonce, number_of(grant.nonce), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
         try:
             version = self.store.release(self.name, change)
@@ -370,7 +370,7 @@ class Away:
             self.parting = self.departing = None
             self.between = False
         with self.guard:
-            self.grant = None
+            self.grant, self.pending = None, None
 
     def departure(self, loud: bool, suspends: bool = False) -> Callable[[], object] | None:
         """By the owner: what part(loud) will have to tell the store, for another thread to do before it; None: nothing.
@@ -745,8 +745,10 @@ class Remote(_Base):
         super().recovered()
 
     def _is_created(self) -> bool:
-        memo = self.away.memo
-        return bool(memo is not None and memo.created and memo.valid)
+        memo = self.away._memo_here()
+        if self.away.grant is not None or memo.valid:
+            return bool(memo.created)
+        return self.away.load().created  # whoever has the lock elsewhere, and for how long
 
     def _recover(self, obj: object) -> None:
         if self.away.grant is not None:  # else the local lock alone is there, and it is not this owner's turn yet
