@@ -177,11 +177,11 @@ class Backend:
     def __init__(self, url: str) -> None:
         self._place = place = Place(url)
         if _process.urls.get(place.where) != place.url:
-            client = place.client()  # what is wrong with it is said here, not by the first call
+            place.client()  # what is wrong with it is said here, not by the first call
             with _process.guard:
                 _process.urls[place.where] = place.url
-                if (server := _process.servers.get(place.where)) is not None:
-                    server.connects_by(client)
+                for server in [one for (where, _), one in _process.servers.items() if where == place.where]:
+                    server.connects_by(place)
         self.where = self._place.where
         self.CAPABILITIES, self.Mutex = CAPABILITIES, Mutex
 
@@ -276,10 +276,9 @@ class Server:
         self._idle: deque[Any] = deque()  # connections that nobody uses now
         self._id = os.urandom(9).hex()
         self._guard = threading.Lock()
-        self._alarms: dict[bytes, weakref.WeakSet[Alarm]] = {}  # a name that was removed may have more than one lock
-        self._bells: dict[
-            bytes, weakref.WeakSet[Bell]
-        ] = {}  # here, for a moment: who has the old file, and the new one
+        # A name that was removed may have more than one lock here, for a moment: who has the old file, and the new one.
+        self._alarms: dict[bytes, weakref.WeakSet[Alarm]] = {}
+        self._bells: dict[bytes, weakref.WeakSet[Bell]] = {}
         self._listener: _Listener | None = None
 
     # -- the five verbs ------------------------------------------------------------------------------------------------
@@ -345,9 +344,9 @@ class Server:
     def remove(self, name: str, nonce: bytes) -> bool:
         return bool(self._do("remove", name, nonce, number_of(nonce)))
 
-    def connects_by(self, client: Any) -> None:
+    def connects_by(self, place: Place) -> None:
         """From now on: with what another URL of it says, a password that this process had not been told."""
-        former, self._client = self._client, client
+        former, self._client = self._client, place.client(self.patience)
         former.close()
 
     # -- how -----------------------------------------------------------------------------------------------------------
