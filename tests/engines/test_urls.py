@@ -137,5 +137,5 @@ def test_the_state_is_not_shown_as_if_it_were_here(valkey: servers.Valkey, monke
     from coheld.state.looking import look
 
     monkeypatch.setenv("COHELD_BACKEND", valkey.url())
-    with pytest.raises(IncompatibleError, match="its state is there"):
+    with pytest.raises(IncompatibleError, match="a store has it"):
         look("x")
