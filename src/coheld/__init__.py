@@ -23,9 +23,9 @@
                    stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
                    register.py in shared memory, and tally.py and permits.py for files; waiters.py who waits for what;
                    classes.py whose locks they are; survey.py a look at all of it; deadlock.py the search for cycles
-                   of waits.  Of other hosts: store.py what a store gives; remote.py a local lock and a store's grant,
-                   with memo.py for what a host's processes know of it, and renewing.py for leases; redis.py and
-                   redis.lua a store on a Redis or Valkey server
+                   of waits.  Of other hosts: store.py what a store gives; remote.py and away.py a local lock and a
+                   store's grant, with memo.py for what a host's processes know of it, and renewing.py for leases;
+                   redis.py and redis.lua a store on a Redis or Valkey server
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them

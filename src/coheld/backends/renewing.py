@@ -17,7 +17,7 @@ from ..process import at_fork
 from .store import Alarm, Change, Store, number_of
 
 if TYPE_CHECKING:
-    from .remote import Away, Grant
+    from .away import Away, Grant
 
 _PATIENCE = 30.0
 """For how long the thread stays though nobody holds anything, seconds."""
