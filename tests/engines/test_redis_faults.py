@@ -51,6 +51,12 @@ class Counter(Lockable):
         return time.monotonic()
 
     @Lockable.locked
+    def take_after_a_wait(self) -> float:
+        coheld.wait_for(self, lambda: self.value >= 1)
+        self.value -= 1
+        return time.monotonic()
+
+    @Lockable.locked
     def put(self) -> float:
         self.value += 1
         return time.monotonic()
@@ -87,6 +93,7 @@ HEARD: list[str] = []
 ACTS: dict[str, Callable[..., Any]] = {
     "add": Counter.add,
     "take": Counter.take,
+    "take after a wait": Counter.take_after_a_wait,
     "put": Counter.put,
     "acquire": lambda counter, timeout=None: counter.acquire(timeout=timeout),
     "release": Counter.release,
@@ -203,11 +210,12 @@ def test_state_that_a_holder_did_not_look_at_is_there_for_others(valkey: servers
     assert other.do("pickled", valkey.url())
 
 
-def test_a_guard_is_woken_by_another_host(valkey: servers.Valkey, start: Start) -> None:
+@pytest.mark.parametrize("take", ["take", "take after a wait"])
+def test_a_guard_is_woken_by_another_host(valkey: servers.Valkey, start: Start, take: str) -> None:
     one, other = start(valkey.url()), start(valkey.url())
     taken = []
     for _ in range(5):
-        one.tell("take")
+        one.tell(take)
         with valkey.client() as client:
             states.wait_until(lambda: client.pubsub_numsub(f"coheld:news:{KEY}")[0][1] >= 1, "it listens")
         one.worker.wait_until_blocked()
