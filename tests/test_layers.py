@@ -28,6 +28,7 @@ LAYERS = [
     "state",
     "aio",
     "mutex",
+    "leases",
     "lockable",
     "semaphore",
     "ledger",

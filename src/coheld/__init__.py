@@ -1,4 +1,4 @@
-"""Share an object between threads, tasks and processes: one caller at a time, and nobody hangs when a holder is killed.
+"""Share an object between threads, processes and hosts: one caller at a time, and nobody hangs when a holder is killed.
 
     errors.py      every exception
     process.py     what the system says of a process: does it live, since when, what does it run
@@ -23,10 +23,13 @@
                    stateful.py, called.py, claims.py and record.py for how; beside.py who reads or has permits, with
                    register.py in shared memory, and tally.py and permits.py for files; waiters.py who waits for what;
                    classes.py whose locks they are; survey.py a look at all of it; deadlock.py the search for cycles
-                   of waits
+                   of waits.  Of other hosts: store.py what a store gives; remote.py and away.py a local lock and a
+                   store's grant, with memo.py for what a host's processes know of it, and renewing.py for leases;
+                   redis.py and redis.lua a store on a Redis or Valkey server
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them
+    leases.py      what a holder asks of a lock that a store has: token, lost, ensure_held
     lockable.py    Lockable and @Lockable.locked
     semaphore.py   Semaphore
     ledger.py      who has what of a pool, and who waits

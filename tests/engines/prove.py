@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -120,14 +120,22 @@ class Run:
         for _ in range(FAULTS):
             time.sleep(self.rng.uniform(0, LEASE / 2))
             fault = self.rng.choice(ALL)
+            self._check_clients()
             fault(self)
             done.append(fault.__name__)
         return done
 
+    def _check_clients(self) -> None:
+        """Raises: procs.WorkerFailed: one has ended, which none does by itself; with its error."""
+        for one in self.clients:
+            if not one.alive():
+                one.result()
+
     def last_words(self) -> None:
         """All is well again: the clients end, and a new one commits."""
         for one in self.clients:
-            one.tell("end")
+            with suppress(BrokenPipeError):  # it has ended, by an error, which result() raises
+                one.tell("end")
         for one in self.clients:
             one.result()
         arguments = self._register, self.server.url(), self._hosts[0], self.events, next(self._numbers)

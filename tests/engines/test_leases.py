@@ -1,6 +1,7 @@
 """Leases are renewed for those who live, and as long as they do; a loss is told, whatever becomes of who hears it."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 import coheld
-from coheld import LeaseLostError, Lockable, NotLockedError, aio
+from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio
 from coheld.backends import redis, renewing
 from coheld.testing.support import states
 from engines import servers
@@ -126,6 +127,42 @@ def test_a_loss_is_told_and_what_that_raises_is_logged(
     assert "whatever it is" in caplog.text
     with lock:
         assert not coheld.lost(lock)
+
+
+def held_elsewhere(server: servers.Valkey, name: str = "bed") -> None:
+    """For half a minute, by a host that is not there."""
+    with server.client() as client:
+        seconds: Any = client.time()[0]
+        client.hset(f"coheld:{{{name}}}", mapping={"g": "another", "u": (seconds + 30) * 1_000_000, "t": 1, "i": 1})
+
+
+def test_a_handler_of_a_signal_does_not_own_what_its_thread_waits_for(valkey: servers.Valkey) -> None:
+    lock, got = bed(valkey), []
+
+    def handle(*_signal: object) -> None:
+        got.append(lock.acquire(timeout=0))
+        with pytest.raises(DeadlockError, match="signal's handler"):
+            lock.acquire()
+
+    held_elsewhere(valkey)
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        assert not lock.acquire(timeout=0.6)
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert got == [False]
+
+
+def test_one_thread_has_it_by_one_lease_only(valkey: servers.Valkey) -> None:
+    lock, other = bed(valkey, "two"), Lockable(lock_name="two", lock_backend=f"{valkey.url()}?lease=7")
+    with lock:
+        assert not other.acquire(timeout=0)
+        with pytest.raises(DeadlockError, match="the same URL"):
+            other.acquire()
+        assert coheld.token(lock)
+    with other:
+        assert coheld.token(other)
 
 
 def test_questions_are_for_who_holds_it(valkey: servers.Valkey) -> None:

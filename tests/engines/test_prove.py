@@ -1,10 +1,12 @@
 """A short run of what engines/prove.py does for as long as one likes; and that it finds a lock which does not fence."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from coheld.backends import redis, renewing
 from coheld.testing.support import procs, seeds
 from engines import prove, servers
 from engines.histories import INITIAL, Contradiction, Recorder, check, load
@@ -12,9 +14,17 @@ from engines.proxy import Proxy
 from engines.registers import REGISTERS
 
 
-def test_clients_under_faults() -> None:
-    report = prove.prove("valkey", "fenced", seeds=1, seed=seeds.SEED)
-    assert report.runs == 1 and report.outcomes["ok"] and report.faults.total() == prove.FAULTS, report
+@pytest.fixture(autouse=True)
+def _end_threads() -> Iterator[None]:
+    yield
+    renewing.end()
+    redis._process.close()
+
+
+@pytest.mark.parametrize(("register", "runs"), [("fenced", 1), ("coheld", 2)])
+def test_clients_under_faults(register: str, runs: int) -> None:
+    report = prove.prove("valkey", register, seeds=runs, seed=seeds.SEED)
+    assert report.runs == runs and report.outcomes["ok"] and report.faults.total() == runs * prove.FAULTS, report
 
 
 def stopped_inside(link: procs.Link, register: str, url: str, directory: Path) -> str:
@@ -31,6 +41,7 @@ def stopped_inside(link: procs.Link, register: str, url: str, directory: Path) -
 @pytest.mark.parametrize(
     ("register", "outcome", "expectation"),
     [
+        ("coheld", "lost", nullcontext()),
         ("fenced", "lost", nullcontext()),
         ("unfenced", "ok", pytest.raises(Contradiction, match="an update is lost")),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coheld import IncompatibleError, Lockable, token
+from coheld import BackendError, IncompatibleError, Lockable, token
 from coheld.backends import redis, renewing
 from coheld.testing.support import procs
 from engines import servers
@@ -112,10 +112,20 @@ def test_who_loads_a_pickle_needs_the_secret_from_elsewhere(monkeypatch: pytest.
         assert loads() == "had"
 
 
+def test_a_secret_that_is_told_later_is_used_from_then_on() -> None:
+    with servers.valkey(user="lab", password="SECRET") as server:
+        first = Lockable(lock_name="x", lock_backend=server.url().replace("SECRET", "wrong"))
+        with pytest.raises(BackendError, match=r"refuses|reached"):
+            first.acquire()
+        second = Lockable(lock_name="x", lock_backend=server.url())
+        with first, second:
+            assert token(first) == token(second)
+
+
 def test_without_the_client_library_it_says_what_to_install() -> None:
     source = (
         "import sys; sys.modules['redis'] = None\n"
-        "from coheld import IncompatibleError, Lockable\n"
+        "from coheld import BackendError, IncompatibleError, Lockable\n"
         "try: Lockable(lock_name='x', lock_backend='redis://127.0.0.1/0')\n"
         "except IncompatibleError as error: print(error)\n"
         "Lockable(lock_name='x').acquire()"
@@ -127,5 +137,5 @@ def test_the_state_is_not_shown_as_if_it_were_here(valkey: servers.Valkey, monke
     from coheld.state.looking import look
 
     monkeypatch.setenv("COHELD_BACKEND", valkey.url())
-    with pytest.raises(IncompatibleError, match="its state is there"):
+    with pytest.raises(IncompatibleError, match="a store has it"):
         look("x")

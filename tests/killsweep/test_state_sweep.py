@@ -139,7 +139,7 @@ class Trial:
         left = [
             path.name
             for path in Path(os.environ["COHELD_DIR"]).iterdir()
-            if not path.name.startswith((".new", "sweep"))
+            if not path.name.startswith((".new", "sweep", "waits-"))  # these go with the next start
         ]
         assert not left, (files, left)
         return turns

@@ -7,13 +7,14 @@
 --   i v s   incarnation, number and bytes of the state; c: __create__ has returned.  The number is of the clock: after the
 --           last writes were lost, none is given again that a host knows another state by
 --   r       who lost it without giving it back, until the next has put that right
---   l       the last change, so that one whose answer was lost is not made twice
+--   l       the last change, so that one whose answer was lost is not made twice: a nonce, and digits that grow
 --   n e     who is in turn, and until when nobody else may have it
 --   q       numbers given to those who wait
 -- KEYS[2], a sorted set: who waits, in the order of those numbers.
 --
 -- Whoever waits listens at a channel of its own.  The lock is offered to the first: e is its time to come, and if nobody
--- listens there any more, it is the next one's turn at once.  One that does not come loses its place.
+-- listens there any more, it is the next one's turn at once.  One that does not come loses its place; who is behind it
+-- hears of the offer as well, so that it looks when that is over.
 --
 -- Most of the time of a script is its calls of the server, and what is defined in it: both are few.
 
@@ -30,13 +31,13 @@ local f = call('HMGET', h, 'g', 'u', 't', 'i', 'v', 'n', 'c', 'r')
 local g, i, v, n, created, dead = f[1], f[4], f[5] or '0', f[6], f[7], f[8]
 
 if g ~= nonce then
-    local first, until_then = call('ZRANGE', waiting, 0, 0)[1], nil
+    local first, until_then, offered = call('ZRANGE', waiting, 0, 0)[1], nil, 0
     if g and tonumber(f[2]) > now then
         until_then = tonumber(f[2])
     elseif n and n ~= client and first then
         local e = tonumber(call('HGET', h, 'e') or 0)
         if e > now and call('ZSCORE', waiting, n) then
-            until_then = e
+            until_then, offered = e, 1
         else
             call('ZREM', waiting, n)
             first = call('ZRANGE', waiting, 0, 0)[1]
@@ -45,7 +46,7 @@ if g ~= nonce then
     while not until_then and n ~= client and first and first ~= client do
         call('HSET', h, 'n', first, 'e', text('%.0f', now + BOUND))
         if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then
-            until_then = now + BOUND
+            until_then, offered = now + BOUND, 1
         else
             call('ZREM', waiting, first)
             first = call('ZRANGE', waiting, 0, 0)[1]
@@ -58,7 +59,7 @@ if g ~= nonce then
                 call('ZADD', waiting, call('HINCRBY', h, 'q', 1), client)
                 call('PEXPIRE', waiting, UNUSED)
             end
-            place = call('ZRANK', waiting, client)
+            place = math.max(call('ZRANK', waiting, client) - offered, 0)
         end
         return {text('%.0f', until_then - now + BOUND * place + 1000), call('HGET', h, 'w') or ''}
     end
@@ -86,6 +87,7 @@ local f = call('HMGET', h, 'g', 'v', 'l', 'c')
 local v = f[2] or '0'
 if f[3] == ARGV[2] then return v end
 if f[1] ~= ARGV[1] then return false end
+if f[3] and f[3]:sub(1, 16) == f[1] and f[3]:sub(17) > ARGV[2]:sub(17) then return false end
 
 local clock
 local function now()
@@ -110,12 +112,15 @@ if ARGV[5] ~= '' then
     call('HSET', h, 'u', text('%.0f', now() + ARGV[5]))
 else
     call('HDEL', h, 'g', 'u', 'w')
-    local first = call('ZRANGE', waiting, 0, 0)[1]
-    while first do
-        call('HSET', h, 'n', first, 'e', text('%.0f', now() + BOUND))
-        if call('PUBLISH', 'coheld:wake:' .. first, h) > 0 then break end
-        call('ZREM', waiting, first)
-        first = call('ZRANGE', waiting, 0, 0)[1]
+    local first = call('ZRANGE', waiting, 0, 1)
+    while first[1] do
+        call('HSET', h, 'n', first[1], 'e', text('%.0f', now() + BOUND))
+        if call('PUBLISH', 'coheld:wake:' .. first[1], h) > 0 then
+            if first[2] then call('PUBLISH', 'coheld:wake:' .. first[2], h) end
+            break
+        end
+        call('ZREM', waiting, first[1])
+        first = call('ZRANGE', waiting, 0, 1)
     end
 end
 if ARGV[6] == '1' then call('PUBLISH', 'coheld:news:' .. h, v) end
@@ -149,12 +154,12 @@ call('PUBLISH', 'coheld:news:' .. h, '0')
 return 1
 
 -- ==== load: known incarnation, known version
--- -> incarnation, version, state or nil, holder, token, nonce
-local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u', 'g')
+-- -> incarnation, version, state or nil, holder, token, nonce, created
+local f = call('HMGET', h, 'i', 'v', 'w', 't', 'u', 'g', 'c')
 local i, v, state, t = f[1] or '', f[2] or '0', false, call('TIME')
 if v ~= '0' and (i ~= ARGV[1] or v ~= ARGV[2]) then state = call('HGET', h, 's') end
 local held = f[3] and tonumber(f[5] or 0) > t[1] * 1000000 + t[2]
-return {i, v, state, held and f[3] or '', f[4] or '0', held and f[6] or ''}
+return {i, v, state, held and f[3] or '', f[4] or '0', held and f[6] or '', f[7] and 1 or 0}
 
 -- ==== leave: client
 call('ZREM', waiting, ARGV[1])

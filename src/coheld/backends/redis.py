@@ -15,11 +15,14 @@ import functools
 import hashlib
 import logging
 import os
+import select
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files as resource_files
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -30,7 +33,7 @@ from ..process import at_fork
 from . import of_scheme
 from .base import Capabilities, Handle
 from .remote import far_mutex
-from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused
+from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused, number_of
 
 SCHEME = "redis"
 CAPABILITIES = Capabilities(
@@ -48,7 +51,8 @@ LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
 _PORT = 6379
 _PATIENCE = 5.0
-"""For how long the server is waited for, seconds, or half of a lease that is shorter than twice that."""
+"""For how long the server is waited for, seconds, but not for more than a quarter of a lease: who renews it and finds a
+connection dead can still try another."""
 _REACHED_AGAIN = 0.2
 _HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
@@ -87,13 +91,13 @@ class Place:
         self.where = f"{parts.scheme}://{host}:{port}/{database}"
         self.url = urlunsplit(parts._replace(path=f"/{database}", query=urlencode(options)))
 
-    def client(self) -> Any:
+    def client(self, patience: float = _PATIENCE) -> Any:
         """Of redis-py; it is not connected yet. Raises: ValueError: if that does not take the URL's options.
         IncompatibleError: if it is not there."""
         redis = _client_library()
         try:
             client = redis.Redis.from_url(
-                self.url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE, health_check_interval=_HEALTHY
+                self.url, socket_timeout=patience, socket_connect_timeout=patience, health_check_interval=_HEALTHY
             )
             pool = client.connection_pool
             pool.connection_class(**pool.connection_kwargs)
@@ -151,7 +155,7 @@ class Resource:
         """A named one stays."""
 
     def store(self) -> Server:
-        return _server(self.where)
+        return _server(self.where, min(_PATIENCE, self.lease / 4))
 
 
 def _local_scheme() -> str:
@@ -176,6 +180,8 @@ class Backend:
             place.client()  # what is wrong with it is said here, not by the first call
             with _process.guard:
                 _process.urls[place.where] = place.url
+                for server in [one for (where, _), one in _process.servers.items() if where == place.where]:
+                    server.connects_by(place)
         self.where = self._place.where
         self.CAPABILITIES, self.Mutex = CAPABILITIES, Mutex
 
@@ -226,7 +232,7 @@ class _Process:
 
     def begin(self) -> None:
         self.guard = threading.RLock()
-        self.servers: dict[str, Server] = {}
+        self.servers: dict[tuple[str, float], Server] = {}
 
     def close(self) -> None:
         """Nothing is asked of a server any more; who asks again, is connected anew."""
@@ -240,12 +246,13 @@ _process = _Process()
 at_fork(child=_process.begin)
 
 
-def _server(where: str) -> Server:
-    server = _process.servers.get(where)
+def _server(where: str, patience: float) -> Server:
+    key = where, patience
+    server = _process.servers.get(key)
     if server is None:
         with _process.guard:
-            if (server := _process.servers.get(where)) is None:
-                server = _process.servers[where] = Server(_place_of(where))
+            if (server := _process.servers.get(key)) is None:
+                server = _process.servers[key] = Server(_place_of(where), patience)
     return server
 
 
@@ -263,16 +270,15 @@ def _place_of(where: str) -> Place:
 class Server:
     """A Store."""
 
-    def __init__(self, place: Place) -> None:
-        self.where, self._client = place.where, place.client()
+    def __init__(self, place: Place, patience: float = _PATIENCE) -> None:
+        self.where, self.patience, self._client = place.where, patience, place.client(patience)
         self._errors = _client_library().exceptions
         self._idle: deque[Any] = deque()  # connections that nobody uses now
         self._id = os.urandom(9).hex()
         self._guard = threading.Lock()
-        self._alarms: dict[bytes, weakref.WeakSet[Alarm]] = {}  # a name that was removed may have more than one lock
-        self._bells: dict[
-            bytes, weakref.WeakSet[Bell]
-        ] = {}  # here, for a moment: who has the old file, and the new one
+        # A name that was removed may have more than one lock here, for a moment: who has the old file, and the new one.
+        self._alarms: dict[bytes, weakref.WeakSet[Alarm]] = {}
+        self._bells: dict[bytes, weakref.WeakSet[Bell]] = {}
         self._listener: _Listener | None = None
 
     # -- the five verbs ------------------------------------------------------------------------------------------------
@@ -281,15 +287,18 @@ class Server:
         known = ask.known.incarnation.rstrip(b"\0"), ask.known.version
         answer = self._do("acquire", name, ask.nonce, _micro(ask.lease), ask.who, *known, self._id, int(ask.queue))
         more: list[bytes | None] = []
-        if isinstance(answer, list):
-            answer, *more = answer
-            if b" " not in answer:
-                return Refused(int(answer) / 1e6, more[0] or b"")
-        token, incarnation, version, created = answer.split(b" ")
-        payload, dead = more or (None, None)
-        found = Found(Known(incarnation.ljust(16, b"\0"), int(version)), payload)
-        self._queue_anew(name)
-        return Granted(int(token) - _EPOCH, found, dead or b"", created == b"1")
+        try:
+            if isinstance(answer, list):
+                answer, *more = answer
+                if b" " not in answer:
+                    return Refused(int(answer) / 1e6, more[0] or b"")
+            token, incarnation, version, created = answer.split(b" ")
+            payload, dead = more or (None, None)
+            found = _found(incarnation, version, payload, ask.known)
+            self._queue_anew(name)
+            return Granted(int(token) - _EPOCH, found, dead or b"", created == b"1")
+        except ValueError:
+            raise self._foreign(name, "it is no lock of coheld") from None
 
     def release(self, name: str, change: Change) -> int | None:
         state = b"" if change.payload is None else change.payload
@@ -304,11 +313,14 @@ class Server:
         return bool(self._do("renew", name, nonce, _micro(lease)))
 
     def load(self, name: str, known: Known) -> Found:
-        incarnation, version, payload, holder, token, nonce = self._do(
+        incarnation, version, payload, holder, token, nonce, created = self._do(
             "load", name, known.incarnation.rstrip(b"\0"), known.version
         )
-        known = Known(incarnation.ljust(16, b"\0"), int(version))
-        return Found(known, payload, holder, int(token) - _EPOCH, nonce)
+        try:
+            found = _found(incarnation, version, payload, known)
+            return replace(found, holder=holder, token=int(token) - _EPOCH, nonce=nonce, created=bool(created))
+        except ValueError:
+            raise self._foreign(name, "it is no lock of coheld") from None
 
     def leave(self, name: str) -> None:
         self._do("leave", name, self._id)
@@ -330,7 +342,12 @@ class Server:
         self._listening().add(f"coheld:news:{_key(name).decode()}")
 
     def remove(self, name: str, nonce: bytes) -> bool:
-        return bool(self._do("remove", name, nonce, os.urandom(8)))
+        return bool(self._do("remove", name, nonce, number_of(nonce)))
+
+    def connects_by(self, place: Place) -> None:
+        """From now on: with what another URL of it says, a password that this process had not been told."""
+        former, self._client = self._client, place.client(self.patience)
+        former.close()
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
@@ -348,20 +365,23 @@ class Server:
         return self._call((b"EVALSHA", script[0], b"2", key, key + b":waiting", *args), name, script[1])
 
     def _call(self, command: tuple[Any, ...], name: str, script: bytes = b"") -> Any:
-        """Sent again, once, if the connection broke: one that was idle may have been closed long ago, and the script
-        does nothing twice."""
+        """Sent again, once, if the connection broke: the script does nothing twice.  But if another had the lock before
+        it was asked again, it does not know any more whether it did it the first time: nobody says "lost" then."""
         errors = self._errors
         try:
             try:
-                return self._send(command)
-            except errors.NoScriptError:
-                return self._send((b"EVAL", script, *command[2:]))
+                return self._evaluated(command, script)
+            except errors.AuthenticationError:
+                raise
             except errors.TimeoutError:
+                self._idle.clear()  # as silent as that one, perhaps
                 raise
             except (errors.ConnectionError, OSError):
                 self._idle.clear()
-                return self._send(command)
-        except errors.ResponseError as error:
+                if (answer := self._evaluated(command, script)) is None:
+                    raise errors.ConnectionError("an answer was lost; what was changed may be committed") from None
+                return answer
+        except (errors.ResponseError, errors.AuthenticationError) as error:
             self._refused(error, name)
         except (errors.RedisError, OSError) as error:
             raise BackendError(
@@ -369,14 +389,15 @@ class Server:
                 resource=name or self.where,
             ) from None
 
+    def _evaluated(self, command: tuple[Any, ...], script: bytes) -> Any:
+        try:
+            return self._send(command)
+        except self._errors.NoScriptError:
+            return self._send((b"EVAL", script, *command[2:]))
+
     def _send(self, command: tuple[Any, ...]) -> Any:
         """The way of redis-py's client, without what takes half of its time: a pool for each call, metrics, retries."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            pool = self._client.connection_pool
-            connection = pool.connection_class(**pool.connection_kwargs)
-            connection.connect()
+        connection = self._connection()
         try:
             connection.send_packed_command([_packed(command)], check_health=False)
             answer = connection.read_response()
@@ -389,11 +410,27 @@ class Server:
         self._idle.append(connection)
         return answer
 
+    def _connection(self) -> Any:
+        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent."""
+        while self._idle:
+            with suppress(IndexError):  # another thread was first
+                connection = self._idle.pop()
+                if _is_silent(connection):
+                    return connection
+                connection.disconnect()
+        pool = self._client.connection_pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        connection.connect()
+        return connection
+
     def _refused(self, error: Exception, name: str) -> NoReturn:
         text = _plain(error)
-        if "WRONGTYPE" in text:
-            raise IncompatibleError(f"{self.where}: another program has what {name!r} needs: {text}", resource=name)
+        if "WRONGTYPE" in text or ": attempt to " in text:  # of a script that finds no numbers where it looks for them
+            raise self._foreign(name, text) from None
         raise BackendError(f"{self.where} refuses: {text}; trying again does not help by itself", resource=name)
+
+    def _foreign(self, name: str, why: str) -> IncompatibleError:
+        return IncompatibleError(f"{self.where}: another program has what {name!r} needs: {why}", resource=name)
 
     def _listening(self) -> _Listener:
         with self._guard:
@@ -416,6 +453,14 @@ class Server:
 
 _EPOCH = 1_704_067_200_000_000
 """2024, microseconds: a token has 51 bits of them, and 12 for the passes of a cohort; that is good until 2095."""
+
+
+def _found(incarnation: bytes, version: bytes, payload: bytes | None, asked: Known) -> Found:
+    """Raises: ValueError: if the server has something else."""
+    known = Known(incarnation.ljust(16, b"\0"), int(version))
+    if payload is None and known.version and known != asked:
+        raise ValueError("a state without bytes")
+    return Found(known, payload)
 
 
 def _micro(seconds: float) -> int:
@@ -444,6 +489,15 @@ def _key(name: str) -> bytes:
     return f"coheld:{{{quote(name, safe='/:-_. ')}}}".encode()
 
 
+def _is_silent(connection: Any) -> bool:
+    """Nothing is to be read: no end, and nothing that nobody has asked for."""
+    if sys.platform == "win32":
+        return not select.select([connection._sock], [], [], 0)[0]
+    poll = select.poll()  # which takes descriptors of any number
+    poll.register(connection._sock, select.POLLIN)
+    return not poll.poll(0)
+
+
 def _plain(error: BaseException) -> str:
     """What it says, in a line: redis-py names host and port, and no secrets."""
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -466,7 +520,7 @@ class _Listener(threading.Thread):
         self._ended = True
         with suppress(BackendError):
             self._server._call((b"PUBLISH", self._own, b"-"), "")
-        self.join(_PATIENCE)
+        self.join(self._server.patience)
 
     def add(self, channel: str) -> None:
         """Subscribe: when this returns, nothing that is said from now on is missed, but for what a cut connection
@@ -476,7 +530,7 @@ class _Listener(threading.Thread):
         if ready.is_set():
             return
         self._server._call((b"PUBLISH", self._own, b"-"), "")
-        if not ready.wait(_PATIENCE):
+        if not ready.wait(self._server.patience):
             raise BackendError(
                 f"{self._server.where} cannot be reached, or does not answer; trying again may work",
                 resource=self._server.where,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,13 +35,15 @@ class Known:
 @dataclass(frozen=True, slots=True)
 class Found:
     """The state of the last commit.  payload: None: it is the one that is known, or none was committed yet.  holder:
-    who has the lock, as it was told.  token, nonce: of the last grant; nonce is empty if that is over."""
+    who has the lock, as it was told.  token, nonce: of the last grant; nonce is empty if that is over.  created: the
+    first state was made."""
 
     known: Known
     payload: bytes | None
     holder: bytes = b""
     token: int = 0
     nonce: bytes = b""
+    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the holder of that nonce does.  number: of the change, so that it is made once.  payload: the new state, or
+    """What the holder of that nonce does.  number: by number_of, so that it is made once.  payload: the new state, or
     None.  keep: seconds for which the lock stays, or None.  loud: who waits for the state hears of it.  recovered: what
     the dead one left is put right.  created: the first state is made."""
 
@@ -89,6 +92,12 @@ class Change:
     loud: bool
     recovered: bool
     created: bool
+
+
+def number_of(nonce: bytes) -> bytes:
+    """Of a new change of that grant: greater than those before, by whichever process of the host that has it; a change
+    that was on its way for long is known by that, and not made any more."""
+    return nonce + b"%019d" % time.monotonic_ns()
 
 
 class Alarm:
