@@ -495,6 +495,8 @@ def test_where_no_thread_is_to_be_had_who_waits_is_told_and_nobody_after_that_is
     async def main() -> None:
         bed = Bed()
         async with held_by_another_task(bed) as go:
+            while lookouts():  # one that a store has been asked by
+                await asyncio.sleep(delays.TICK)
             with monkeypatch.context() as patch:
                 patch.setattr(threading.Thread, "start", refuse)
                 with pytest.raises(RuntimeError, match="new thread"):
