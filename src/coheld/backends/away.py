@@ -77,7 +77,7 @@ class Away:
         self.dead = b""
         self.elsewhere = b""
         self.seen = Found(Known(), None)
-        self.watched = self.heard = False
+        self.watched = False
 
     @property
     def store(self) -> Store:
@@ -125,8 +125,8 @@ class Away:
             self.grant, self.parting, self.departing, self.sent = grant, None, None, None
             self.recovers = self.makes = False
             self.pending = None
-            self.level = self.lock._record()[0]
-            self.taken_by = self.lock._owner()
+            self.taken_by = owner = self.lock._owner()
+            self.level = owner.depth if owner is not None else 1
         renewing.while_held(self)
 
     def _memo_here(self) -> Memo:
