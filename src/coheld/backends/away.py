@@ -142,6 +142,12 @@ class Away:
         memo = self.memo
         return memo is not None and self.segment is self.lock.segment and memo.passes_on(self.lease)
 
+    def has_another(self) -> bool:
+        """By the owner of the local lock: has it the grant by another object's lease?"""
+        here = self.lock.segment.identity
+        others = [away for away in list(_all) if away is not self and away.grant is not None]
+        return any(away.segment is not None and away.segment.identity == here for away in others)
+
     def stays_here(self, held: bool) -> bool:
         """Has this host the grant, as far as is seen from outside?  held: somebody here has the local lock."""
         memo = self._memo_seen()
