@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -141,6 +142,17 @@ class Away:
         """By anybody: can the grant be had here without the store being asked, as far as this process has seen?"""
         memo = self.memo
         return memo is not None and self.segment is self.lock.segment and memo.passes_on(self.lease)
+
+    def is_between(self) -> bool:
+        """By the owner of the local lock: is this a signal's handler, whose thread asks the store or gives back?  The
+        stack says so: an interrupt may have ended that, and left the mark."""
+        frame = sys._getframe() if self.between else None
+        while frame is not None:
+            if frame.f_code in _BETWEEN and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        self.between = False
+        return False
 
     def has_another(self) -> bool:
         """By the owner of the local lock: has it the grant by another object's lease?"""
@@ -521,6 +533,7 @@ def _memo_of(segment: Any) -> str:
     return f"{segment.path}~grant.{segment.identity[1]}"
 
 
+_BETWEEN = {Away._asked.__code__, Away.part.__code__}
 _all: weakref.WeakSet[Away] = weakref.WeakSet()
 
 

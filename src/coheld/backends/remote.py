@@ -91,7 +91,7 @@ class Remote(_Base):
         the store is to be asked.  Else, where it has no grant, that level goes: it is a signal's handler in a thread
         that asks the store, or gives back; or the thread has it by another lease."""
         away = self.away
-        if not away.between and (away.grant is not None or not away.has_another()):
+        if not away.is_between() and (away.grant is not None or not away.has_another()):
             return None if away.grant is None else True
         self._local_give()
         if timeout is not None:

@@ -27,7 +27,7 @@ class _Renewer:
     """Of one store: one that does not answer holds up nobody else's leases."""
 
     def __init__(self) -> None:
-        self.guard = threading.Lock()
+        self.guard = threading.RLock()
         self.held: dict[int, Away] = {}
         self.orphans: deque[tuple[Away, bytes, float]] = deque()
         self.wake = Alarm()
@@ -39,8 +39,9 @@ class _Renewer:
         with self.guard:
             self.tick = min(tick, self.tick or tick)
             if self.thread is None:
-                self.thread = threading.Thread(target=self._run, name="coheld leases", daemon=True)
-                self.thread.start()
+                thread = threading.Thread(target=self._run, name="coheld leases", daemon=True)
+                thread.start()
+                self.thread = thread  # not before: an interrupt, or no room for it, would leave nobody to renew
             self.wake.set()
 
     def end(self) -> None:
@@ -59,11 +60,20 @@ class _Renewer:
             self._renew_all()
             if self.held or self.orphans:
                 idle = time.monotonic()
-            elif time.monotonic() - idle > _PATIENCE:
-                with self.guard:
-                    if not self.held and not self.orphans:
-                        self.thread = None
-                        return
+            elif time.monotonic() - idle > _PATIENCE and self._leaves():
+                return
+
+    def _leaves(self) -> bool:
+        """By the thread: nobody wants it any more.  It never waits for who starts it."""
+        if not self.guard.acquire(blocking=False):
+            return False
+        try:
+            if self.held or self.orphans:
+                return False
+            self.thread = None
+            return True
+        finally:
+            self.guard.release()
 
     def _give_back(self) -> None:
         for _ in range(len(self.orphans)):
