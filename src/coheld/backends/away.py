@@ -155,10 +155,17 @@ class Away:
         return False
 
     def has_another(self) -> bool:
-        """By the owner of the local lock: has it the grant by another object's lease?"""
-        here = self.lock.segment.identity
-        others = [away for away in list(_all) if away is not self and away.grant is not None]
-        return any(away.segment is not None and away.segment.identity == here for away in others)
+        """By the owner of the local lock: has it the grant by another object's lease?  What an object had that is gone
+        since, by an interrupt, is this one's to take on: it is in the memo."""
+        here, found = self.lock.segment.identity, False
+        for away in list(_all):
+            if away is self or away.grant is None or away.segment is None or away.segment.identity != here:
+                continue
+            if away._lock() is None:
+                away.grant = None
+            else:
+                found = True
+        return found
 
     def stays_here(self, held: bool) -> bool:
         """Has this host the grant, as far as is seen from outside?  held: somebody here has the local lock."""
