@@ -480,7 +480,7 @@ def test_a_process_that_is_killed_at_any_step_leaves_nothing_for_good(coheld_dir
         left |= {name.partition("-")[0] for name in all_in(coheld_dir)}
         assert killpoints.forked(live_and_end) == 0
         assert all_in(coheld_dir) == []
-    assert left == {".new", "arena"}
+    assert effort.are_met(left, {".new", "arena"})
 
 
 @pytest.mark.hang_limit(180)

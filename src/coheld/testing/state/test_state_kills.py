@@ -13,7 +13,7 @@ from coheld import Lockable, shared
 from coheld.mutex import remove
 from coheld.testing.contract import killpoints, observe
 from coheld.testing.state.things import Shelf
-from coheld.testing.support import delays, procs
+from coheld.testing.support import delays, effort, procs
 
 
 class Ledger(Lockable):
@@ -90,7 +90,7 @@ def test_a_kill_at_each_line(cls: type[Ledger], before: int) -> None:
         seen.append(turns - before)
         go_on(cls, turns)
         begin_anew(cls, before)
-    assert set(seen) == {0, 1}
+    assert effort.are_met(seen, {0, 1})
 
 
 def test_a_torn_state_is_found() -> None:

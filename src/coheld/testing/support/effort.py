@@ -5,7 +5,7 @@ the seed of the run chooses.
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import count
 
 from coheld.testing.support import seeds
@@ -21,3 +21,8 @@ def steps() -> Iterator[int]:
 def rounds(number: int) -> int:
     """How often to repeat what is to be repeated that often; once at least."""
     return -(-number // STRIDE)
+
+
+def are_met(found: Collection[object], known: Collection[object]) -> bool:
+    """Have the steps met with all of that, and nothing else?  Of a part of the steps: with some of it."""
+    return set(found) == set(known) if STRIDE == 1 else bool(found) and set(found) <= set(known)
