@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
+from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
 
@@ -251,7 +252,9 @@ class Handle(Monitor, Tasking, _Half):
     def _waits_on(self, seconds: float, told: bool, searches: bool) -> float:
         """By who has waited for so long: how long that will have been when it asks again.  Raises: DeadlockError."""
         if searches:
+            begun = monotonic()
             waiters.deadlock().search(self)
+            seconds += monotonic() - begun  # from its end on: else who searches slowly would do nothing else
         if not told and seconds >= TOLD_AFTER:
             self._waits_long(seconds)
         again = seconds + waiters.SEARCH_AGAIN if searches else FOREVER
