@@ -11,10 +11,10 @@ import pytest
 import coheld
 from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio
 from coheld.backends import redis, renewing
-from coheld.testing.support import states
+from coheld.testing.support import delays, states
 from engines import servers
 
-LEASE = 0.3
+LEASE = 1.2 * delays.SCALE
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from coheld.testing.support import delays, procs, states
 from engines import servers
 from engines.proxy import Proxy
 
-LEASE = 0.5
+LEASE = 1.5 * delays.SCALE  # a quarter of it is how long an answer is waited for, on a busy machine as well
 
 
 # ---- hosts ---------------------------------------------------------------------------------------------------
