@@ -94,6 +94,14 @@ class Outcome:
     slowest: float  # s from the kill until the last of those who waited then was in
 
 
+class _Nobody:
+    """The search for cycles of waits, where there are none."""
+
+    @staticmethod
+    def search(_lock: object) -> None:
+        pass
+
+
 class Trial:
     """One lock, one cast. Leave the block, and none of its processes is there any more."""
 
@@ -144,6 +152,9 @@ class Trial:
         use, pause, role = self.subject.use, self.bench.pause, Role.TRACED
         begin, end = Stage.BEGIN, Stage.END
         waiters.of_this_thread()  # to make the first table takes more steps than all the rest
+        waiters.deadlock = (
+            _Nobody  # a wait of steps is long enough for a search, which takes more; at full speed none is
+        )
         if not self.scene.fresh:
             self.bench.pauses[Stage.INSIDE] = Stage.WARM
             use(role)
