@@ -501,6 +501,8 @@ class Away:
         """By the owner: the store has nothing of it any more, and the grant is over. Raises: LeaseLostError: nothing
         was changed.  BackendError: it may have been."""
         grant = self.mine()
+        if self.memo is not None:
+            self.memo.pause()  # killed from here on: nobody takes what is gone for this host's
         try:
             removed = self.store.remove(self.name, grant.nonce)
         except BaseException:

@@ -16,6 +16,7 @@ It is of one boot: the clock of `until` begins anew with the next.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import time
@@ -44,6 +45,11 @@ def _mapped(fd: int) -> memoryview:
     return memoryview(segment)  # type: ignore[arg-type]  # a buffer, from 3.12 on
 
 
+@functools.cache
+def _boot() -> int:
+    return zlib.crc32(files.boot_id())
+
+
 class _Word:
     def __init__(self, index: int) -> None:
         self.index = index
@@ -68,7 +74,7 @@ class Memo:
         if not self._is_of_this_boot():
             self.valid = self.asked = 0
             self._version = UNKNOWN
-            self.magic, self.boot = _MAGIC, zlib.crc32(files.boot_id())
+            self.magic, self.boot = _MAGIC, _boot()
 
     @classmethod
     def seen(cls, path: str) -> Memo | None:
@@ -91,7 +97,7 @@ class Memo:
         self.words = self.map.cast("q")
 
     def _is_of_this_boot(self) -> bool:
-        return bool(self.magic == _MAGIC and self.boot == zlib.crc32(files.boot_id()))
+        return bool(self.magic == _MAGIC and self.boot == _boot())
 
     @property
     def nonce(self) -> bytes:
