@@ -57,7 +57,7 @@ def client(link: procs.Link, register: str, url: str, host: Path, events: Path, 
     rng, subject = random.Random(number), on_host(host, register, url)
     with Recorder(events, number) as recorder:
         while not link._connection.poll(0):
-            outcome = commit(recorder, subject, lambda: time.sleep(rng.choice([0, 0, rng.uniform(0, LEASE / 10)])))
+            outcome = commit(recorder, subject, lambda: time.sleep(rng.choice([0, rng.uniform(0, LEASE / 5)])))
             if rng.random() < 0.3:
                 read(recorder, subject)
             if outcome != "ok":

@@ -121,6 +121,7 @@ def test_a_server_dies_with_its_test() -> None:
         pid = tests.hear()
         tests.kill()
         states.wait_until(lambda: states.gone(pid), "the server is gone as well")
+    hygiene.remove_private_directories(tests.pid)  # as the watchdog of a run does
 
 
 def test_it_is_up_soon() -> None:
