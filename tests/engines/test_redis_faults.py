@@ -505,6 +505,16 @@ def test_a_change_that_comes_late_replaces_no_later_one(engines: tuple[Engine, E
     assert other.load("counter", Known()).payload == b"second"
 
 
+def test_a_release_of_a_killed_owner_that_comes_late_ends_nobodys_grant(engines: tuple[Engine, Engine]) -> None:
+    """The next of its host has asked with the same nonce, and has it by that."""
+    one, other = engines
+    one.hold(ONE)
+    late = number_of(ONE)
+    other.hold(ONE)
+    assert one.change(ONE, late, b"late") is None
+    assert other.change(ONE, number_of(ONE), b"next")
+
+
 def test_a_wait_that_is_cut_goes_on(valkey: servers.Valkey, proxy: Proxy, start: Start) -> None:
     holder, waiting = start(valkey.url()), start(through(proxy))
     holder.do("acquire")

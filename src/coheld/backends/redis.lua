@@ -21,7 +21,7 @@
 local h, waiting = KEYS[1], KEYS[2]
 local call, text = redis.call, string.format
 
--- ==== acquire: nonce, lease, who, known incarnation, known version, client, queue
+-- ==== acquire: nonce, lease, who, known incarnation, known version, client, queue, number of the ask
 -- -> "token incarnation version created", or with state and the dead one behind | microseconds, holder
 local BOUND, UNUSED = 500000, 86400000
 local nonce, client, queue = ARGV[1], ARGV[6], ARGV[7]
@@ -73,6 +73,7 @@ if f[3] and tonumber(f[3]) >= now then token = f[3] + 1 end
 token = text('%.0f', token)
 i = i or token
 call('HSET', h, 'g', nonce, 'u', text('%.0f', now + ARGV[2]), 't', token, 'w', ARGV[3], 'i', i)
+if g == nonce then call('HSET', h, 'l', ARGV[8]) end -- what its killed owner had sent, and comes late, is refused
 if dead and dead ~= f[8] then call('HSET', h, 'r', dead) end
 if v == '0' and not created then call('PEXPIRE', h, UNUSED + ARGV[2] / 1000) end
 local answer = token .. ' ' .. i .. ' ' .. v .. (created and ' 1' or ' 0')

@@ -285,7 +285,17 @@ class Server:
 
     def try_acquire(self, name: str, ask: Ask) -> Granted | Refused:
         known = ask.known.incarnation.rstrip(b"\0"), ask.known.version
-        answer = self._do("acquire", name, ask.nonce, _micro(ask.lease), ask.who, *known, self._id, int(ask.queue))
+        answer = self._do(
+            "acquire",
+            name,
+            ask.nonce,
+            _micro(ask.lease),
+            ask.who,
+            *known,
+            self._id,
+            int(ask.queue),
+            number_of(ask.nonce),
+        )
         more: list[bytes | None] = []
         try:
             if isinstance(answer, list):
