@@ -100,6 +100,52 @@ async def _depart(lock: Any, work: Callable[[], object] | None) -> None:
         raise cancelled
 
 
+async def by_thread(work: Callable[[], T], undo: Callable[[T], object] = id) -> T:
+    """What work() returns or raises, in a thread of the loop's.  Cancelled, or destroyed, it works on to its end; undo:
+    called with what came of it then, by whichever thread; never blocks."""
+    errand = _Errand(work, undo)
+    future = asyncio.get_running_loop().run_in_executor(None, errand.run)
+    cancelled = None
+    try:
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except CancelledError as error:
+                cancelled = error
+        result: T = future.result()
+    except GeneratorExit:
+        errand.drop()
+        raise
+    if cancelled is not None:
+        errand.drop()
+        raise cancelled
+    return result
+
+
+class _Errand:
+    """Of by_thread.  One of the two that want to know of each other, run and drop, is the second, and undoes."""
+
+    def __init__(self, work: Callable[[], Any], undo: Callable[[Any], object]) -> None:
+        self.work, self.undo = work, undo
+        self.results: list[Any] = []
+        self.dropped: list[None] = []
+
+    def run(self) -> Any:
+        result = self.work()
+        self.results.append(result)
+        if self.dropped:
+            self._undo()
+        return result
+
+    def drop(self) -> None:
+        self.dropped.append(None)
+        self._undo()
+
+    def _undo(self) -> None:
+        with suppress(IndexError):  # there is none yet, or the other was first
+            self.undo(self.results.pop())
+
+
 def locked(
     fn: Any, label: bytes, timeout: float | None, when: Callable[[Any], object] | None, atomic: bool, exclusive: bool
 ) -> Any:
@@ -238,8 +284,8 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     if tasking.current_task() is None:
         gate._no_task()
     if not patient:
-        return await _attempt(semaphore, deadline) is None
-    if counts._idle() and counts._try() is None:
+        return await _try_once(semaphore, deadline)
+    if not semaphore._lock.far and counts._idle() and counts._try() is None:
         return True
     patience = semaphore._patience()
     if not await _take(gate, semaphore, b"", deadline):
@@ -255,6 +301,12 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
         raise
     gate._task_give()
     return taken
+
+
+async def _try_once(semaphore: Any, deadline: float) -> bool:
+    if semaphore._lock.far:
+        return bool(await by_thread(lambda: semaphore._counts.take(0, None, None), semaphore._counts.undo))
+    return await _attempt(semaphore, deadline) is None
 
 
 async def _attempt(semaphore: Any, deadline: float) -> int | None:
@@ -285,6 +337,8 @@ async def _come_of(step: waiting.Step, lock: Any) -> Any:
         return await lookout.news(lock, step.epoch, step.until, step.timed, step.method)
     if isinstance(step, waiting.Attempt):
         return await _attempt(step.semaphore, step.deadline)
+    if isinstance(step, waiting.Inquiry):
+        return await by_thread(step.ask, step.undo)
     if isinstance(step, waiting.Depart):
         return await _depart(lock, lock.away.departure(step.loud, suspends=True))
     cancelled = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import _thread
 import copy
+import logging
 from operator import index
 from time import monotonic
 from typing import Any, NoReturn, Self
 
 from . import native, observing, waiting
 from .backends import backend_of, files, permits
-from .errors import IncompatibleError, NotInitializedError, PermitError
+from .errors import BackendError, IncompatibleError, LeaseLostError, NotInitializedError, PermitError
 
 MOST = 10_000
 _SLICE = 0.02
@@ -47,8 +48,7 @@ class Semaphore(native.SemaphoreBase):
             files.check_name(name)
         self._value = value
         self._have(*place.semaphore(name))
-        self._counts._open()
-        if (found := self._lock.readers.head.value) != value:
+        if (found := self._found()) != value:
             raise IncompatibleError(
                 f"semaphore {self._lock.label} has {found} permits, not {value}", resource=self._lock.label
             )
@@ -61,7 +61,11 @@ class Semaphore(native.SemaphoreBase):
         """These are its locks.  Who counts is the C of this object where they are native, else permits.py."""
         self._lock, self._gate_lock = mutex, gate
         observing.leave_out(mutex, gate)
-        if native.missing or not isinstance(mutex, native.Mutex):
+        if mutex.far:
+            from .roll import FarPermits  # with the shared state
+
+            self._permits = FarPermits(mutex, gate, self._value)
+        elif native.missing or not isinstance(mutex, native.Mutex):
             self._permits = permits.Permits(mutex, gate, self._value)
         else:
             self._bind(mutex, gate)
@@ -71,6 +75,13 @@ class Semaphore(native.SemaphoreBase):
         """Who has _try, _idle and _open."""
         return self if self._permits is None else self._permits
 
+    def _found(self) -> int:
+        """How many permits there are by what is there, which this is a part of from here on."""
+        if self._lock.far:
+            return int(self._permits.open())
+        self._counts._open()
+        return int(self._lock.readers.head.value)
+
     @property
     def value(self) -> int:
         """How many permits there are, free or not."""
@@ -78,8 +89,11 @@ class Semaphore(native.SemaphoreBase):
         return self._value
 
     def free(self) -> int:
-        """How many permits nobody holds; a look without a lock, so it may be a moment old. Never blocks."""
+        """How many permits nobody holds; a look without a lock, so it may be a moment old. Never blocks, but for a
+        question to the store where one has it, which may raise BackendError."""
         self._check_initialized()
+        if self._lock.far:
+            return int(self._permits.free())
         if self._lock.readers is None:
             self._counts._open()
         free: int = self._lock.readers.free()
@@ -92,13 +106,20 @@ class Semaphore(native.SemaphoreBase):
         await aio.acquire(self)
         return self
 
-    async def __aexit__(self, *_exception: object) -> None:
-        """Give it back without blocking the loop: a thread does it where another keeps the register."""
-        self._give_soon()
+    async def __aexit__(self, kind: type[BaseException] | None = None, *_exception: object) -> None:
+        """Give it back without blocking the loop: a thread does it where another keeps the register, or a store."""
+        if self._lock is None or not self._lock.far or kind is GeneratorExit:
+            self._give_soon()
+            return
+        from . import aio
+
+        await aio.by_thread(self.release)
 
     def __repr__(self) -> str:
-        if self._lock is None or self._lock.readers is None:
+        if self._lock is None or not (self._lock.attached if self._lock.far else self._lock.readers):
             return f"<{type(self).__name__}, not attached>"
+        if self._lock.far:  # who looks at it may be a debugger
+            return f"<{type(self).__name__} {self._lock.label}: {self._value} permits>"
         return f"<{type(self).__name__} {self._lock.label}: {self.free()} of {self._value} free>"
 
     def __copy__(self) -> Semaphore:
@@ -126,10 +147,12 @@ class Semaphore(native.SemaphoreBase):
 
     def _patience(self) -> waiting.Patience:
         """Of one who begins to wait; in the queue for the gate he says nothing, as who has that has no permit."""
-        return waiting.telling(self._lock, self._lock._why_not)
+        return waiting.telling(self._lock, self._permits.why_not if self._lock.far else self._lock._why_not)
 
     def _steps(self, deadline: float, patience: waiting.Patience) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
+        if self._lock.far:
+            return (yield from self._permits.steps(deadline, patience))
         while (epoch := (yield waiting.Attempt(self, deadline))) is not None:
             if monotonic() >= deadline:
                 return False
@@ -157,9 +180,16 @@ class Semaphore(native.SemaphoreBase):
         self._check_initialized()
         if not (self._give_at_once() if self._permits is None else self._give(1, 0)):
             try:
-                _thread.start_new_thread(self.release, ())  # threading's own start waits for the thread
+                _thread.start_new_thread(self._give_later, ())  # threading's own start waits for the thread
             except RuntimeError:
                 self.release()
+
+    def _give_later(self) -> None:
+        """By a thread that nobody waits for."""
+        try:
+            self.release()
+        except (LeaseLostError, BackendError) as error:
+            logging.getLogger("coheld").warning("%s", error)
 
     def _check_initialized(self) -> None:
         if self._lock is None:

@@ -173,7 +173,19 @@ class Depart:
         lock._part(self.loud)
 
 
-Step = Sleep | Take | Attempt | Depart
+@dataclass(frozen=True)
+class Inquiry:
+    """A store is asked, by another thread where it is a task that waits; answered with what ask() says.  undo: called
+    with that, where nobody is there for it any more; never blocks."""
+
+    ask: Callable[[], Any]
+    undo: Callable[[Any], object] = id
+
+    def block(self, _lock: Mutex) -> Any:
+        return self.ask()
+
+
+Step = Sleep | Take | Attempt | Depart | Inquiry
 Steps = Generator[Step, Any, T]
 
 

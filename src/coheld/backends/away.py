@@ -391,6 +391,8 @@ class Away:
         tells = bool(payload is not None or keep is None or self.recovers or self.makes or self.grant.lost)
         if tells:
             self.departing = keep, loud
+        if suspends:
+            lock._flag(native.GUARDED, True)  # as Remote._listen
         return partial(self._depart, payload, keep, loud, tells, suspends) if tells or suspends else None
 
     def _depart(self, payload: bytes | None, keep: float | None, loud: bool, tells: bool, listens: bool) -> None:

@@ -77,14 +77,15 @@ def header_here(kind: int, name: str = "", *, backend: str, cell_size: int, libc
         cell_size=cell_size,
         libc=libc.encode().ljust(16, b"\0"),
         machine=machine.encode()[:16].ljust(16, b"\0"),
-        pid_namespace=_pid_namespace(),
+        pid_namespace=pid_namespace(),
         boot=boot_id(),
         kind=kind,
         name=name.encode().ljust(255, b"\0"),
     )
 
 
-def _pid_namespace() -> int:
+def pid_namespace() -> int:
+    """That in which this process has its number; 0: there is only one."""
     return os.stat("/proc/self/ns/pid").st_ino if sys.platform == "linux" else 0
 
 

@@ -129,9 +129,11 @@ return v
 
 -- ==== renew: nonce, lease
 -- -> 1 | 0: another has had it since
+local UNUSED = 86400000
 if call('HGET', h, 'g') ~= ARGV[1] then return 0 end
 local t = call('TIME')
 call('HSET', h, 'u', text('%.0f', t[1] * 1000000 + t[2] + ARGV[2]))
+if call('TTL', h) >= 0 then call('PEXPIRE', h, UNUSED + ARGV[2] / 1000) end
 return 1
 
 -- ==== remove: nonce, number of the change

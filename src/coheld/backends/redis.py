@@ -31,7 +31,7 @@ from .. import native
 from ..errors import BackendError, IncompatibleError
 from ..process import at_fork
 from . import of_scheme
-from .base import Capabilities, Handle
+from .base import Capabilities, Handle, known
 from .remote import far_mutex
 from .store import Alarm, Ask, Bell, Change, Found, Granted, Known, Refused, number_of
 
@@ -45,7 +45,7 @@ CAPABILITIES = Capabilities(
     leases=True,
     handlers=False,
     readers=False,
-    semaphores=False,
+    semaphores=True,
 )
 LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
@@ -123,9 +123,11 @@ class Resource:
 
     scheme, named = SCHEME, True
 
-    def __init__(self, where: str, name: str, lease: float) -> None:
-        self.where, self.name, self.lease = where, name, lease
-        self.local = of_scheme(_local_scheme()).named(_local_name(where, name))
+    def __init__(self, where: str, name: str, lease: float, permits: bool = False) -> None:
+        self.where, self.name, self.lease, self.permits = where, name, lease, permits
+        local = of_scheme(_local_scheme())
+        here = _local_name(where, name)
+        self.local = local.semaphore(here)[0].resource if permits else local.named(here)
         self.path: str = self.local.path
 
     def attach(self) -> tuple[Any, int]:
@@ -140,7 +142,7 @@ class Resource:
         self.local.retire(segment)
 
     def token(self, _offset: int) -> tuple[object, ...]:
-        return (self.where, self.name, self.lease)
+        return (self.where, self.name, self.lease, self.permits)
 
     def label(self, _offset: int) -> str:
         return f"{self.name!r} at {self.where}"
@@ -188,19 +190,24 @@ class Backend:
     def named(self, name: str) -> Resource:
         return Resource(self._place.where, name, self._place.lease)
 
-    existing = named
+    def existing(self, name: str) -> Resource:
+        """The resource of that name, whatever it is here; a lock, if there is none."""
+        where, local = self._place.where, of_scheme(_local_scheme())
+        permits = isinstance(local.existing(_local_name(where, name)), local.NamedSemaphore)
+        return Resource(where, name, self._place.lease, permits)
 
     def anonymous(self, cls: type | None = None) -> Handle:
         """They live in this machine's memory."""
         return anonymous(cls)
 
     def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
-        if name is not None:
-            raise IncompatibleError(
-                f"semaphore {name!r}: {self._place.where} has locks and their state; semaphores are local so far"
-            )
-        local: tuple[Handle, Handle] = of_scheme(_local_scheme()).semaphore(None)
-        return local
+        local = of_scheme(_local_scheme())
+        if name is None:
+            anonymous: tuple[Handle, Handle] = local.semaphore(None)
+            return anonymous
+        far = Resource(self._place.where, name, self._place.lease, permits=True)
+        gate: Handle = local.semaphore(_local_name(far.where, name))[1]
+        return known((SCHEME, *far.token(0)), lambda: Mutex(far)), gate
 
 
 at = Backend
@@ -212,9 +219,9 @@ def anonymous(cls: type | None = None) -> Handle:
     return made
 
 
-def resource(where: str, name: str, lease: float) -> Resource:
+def resource(where: str, name: str, lease: float, permits: bool) -> Resource:
     """What travelled as that token."""
-    return Resource(where, name, lease)
+    return Resource(where, name, lease, permits)
 
 
 Mutex: Any = far_mutex()

@@ -144,8 +144,13 @@ class Remote(_Base):
 
     def _part(self, loud: bool) -> None:
         """By the owner, before _suspend: the grant goes, or stays with this host."""
-        self.away.store.listen(self.away.name, self.away)
+        self._listen()
         self.away.part(loud)
+
+    def _listen(self) -> None:
+        """By the owner, who is about to wait for news: what comes from now on wakes it, also before it sleeps."""
+        self._flag(native.GUARDED, True)
+        self.away.store.listen(self.away.name, self.away)
 
     def _suspend(self, loud: bool, /) -> int:
         if self.away.grant is not None:
