@@ -1,4 +1,9 @@
-"""The ledger of a pool: who has what, and who waits for what; and what becomes of a request that nobody can end."""
+"""The ledger of a pool: who has what, and who waits for what; and what becomes of a request that nobody can end.
+
+At a store what a process has is under its session there (backends/sessions.py), and whether others live is asked by who
+waits, before it takes the ledger again; bury() then goes by the answer.  A request that others have struck off, as its
+session was gone, is queued anew under another one, behind those who wait.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,37 @@ import _thread
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from . import native, waiting
-from .backends import tasking
-from .errors import CoheldError, LockTimeout
+from .backends import sessions, tasking
+from .backends.sessions import Client, Session, Sessions
+from .errors import BackendError, CoheldError, LeaseLostError, LockTimeout
 from .lockable import Lockable
 from .process import at_fork, start_of
 from .state import shared, snapshot
 
 _SLICE = 0.05
 """How long who waits sleeps at most before it looks whether those who hold leases live, seconds."""
+_STORE_MOMENTS = 1.0
+"""waiting.MOMENTS, where whoever has the ledger asks a store meanwhile."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A wait for one of those keys.  Of a process, whose death ends it.  number: whoever asks has drawn it, and can
-    withdraw what it asked for wherever an interrupt came."""
+    """A wait for one of those keys.  Of a process, whose death ends it; at a store, of its session there.  number:
+    whoever asks has drawn it, and can withdraw what it asked for wherever an interrupt came."""
 
     number: int
     pid: int
     start: int
     keys: list[str]
+    client: Client | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Held:
     number: int
     pid: int
     start: int
+    client: Client | None = None
 
 
 class NotGot(LockTimeout):
@@ -69,7 +81,7 @@ class Ledger(Lockable):
     def take(self, request: Request) -> str | None:
         """By the owner: what the request has from now on; None: nothing yet."""
         if (key := self.fitting(request)) is not None:
-            self.leases[key] = Held(request.number, request.pid, request.start)
+            self.leases[key] = Held(request.number, request.pid, request.start, request.client)
             self.withdraw(request.number)
         return key
 
@@ -80,23 +92,35 @@ class Ledger(Lockable):
     @Lockable.locked
     def give_back(self, key: str, number: int) -> bool:
         """False: this process does not have it so."""
-        if self.leases.get(key) != Held(number, *me()):
+        held = self.leases.get(key)
+        if held is None or (held.number, held.pid, held.start) != (number, *me()):
             return False
         del self.leases[key]
         return True
 
-    @Lockable.locked(timeout=waiting.MOMENTS)
     def forget(self, numbers: Collection[int]) -> None:
         """Nothing of the requests is left. Raises: LockTimeout: if who has the ledger does not go on."""
+        forget = self._forget_soon if native.lock_of(self).far else self._forget_at_once
+        forget(numbers)
+
+    @Lockable.locked(timeout=waiting.MOMENTS)
+    def _forget_at_once(self, numbers: Collection[int]) -> None:
+        self.keep(lambda one: one.number not in numbers)
+
+    @Lockable.locked(timeout=_STORE_MOMENTS)
+    def _forget_soon(self, numbers: Collection[int]) -> None:
         self.keep(lambda one: one.number not in numbers)
 
     def bury(self) -> None:
         """By the owner: what dead processes, or lost requests of this one, had or waited for is nobody's."""
         lost.note_waits()
         gone = set(lost.numbers)
-        owners: list[Held | Request] = [*self.leases.values(), *self.queue]
-        alive = {(one.pid, one.start): lives(one) for one in owners}
-        self.keep(lambda one: alive[one.pid, one.start] and one.number not in gone)
+        peers = peers_of(self)
+        alive = {(one.pid, one.start, one.client): lives(one, peers) for one in self._all()}
+        self.keep(lambda one: alive[one.pid, one.start, one.client] and one.number not in gone)
+
+    def _all(self) -> list[Held | Request]:
+        return [*self.leases.values(), *self.queue]
 
     def keep(self, stays: Callable[[Held | Request], bool]) -> None:
         """By the owner: the others go."""
@@ -114,7 +138,7 @@ class Ledger(Lockable):
 
         Raises: NotGot: nothing, by the deadline.  LockTimeout: the ledger could not be had again, and is not held.
         """
-        lock, queued = native.lock_of(self), False
+        lock, queued, peers, keys = native.lock_of(self), False, peers_of(self), request.keys
         depth, _, (_, _, _, method) = lock._record()
         patience: waiting.Patience | None = None
         while (key := self.take(request)) is None:
@@ -124,24 +148,70 @@ class Ledger(Lockable):
             if waiting.left(deadline) <= 0:
                 self.withdraw(request.number)
                 raise NotGot
-            if not queued:
+            if all(other.number != request.number for other in self.queue):
                 self.queue.append(request)
-            if lock.pending:
+            clients = [one.client for one in self._all() if one.client is not None]
+            if lock.far:
+                yield waiting.Depart(not queued)
+            elif lock.pending:
                 lock._commit()
             epoch = lock._suspend(not queued)
             queued = True
-            patience = patience or waiting.telling(lock, lambda: f"what would do is with {self.lessees(request.keys)}")
+            patience = patience or waiting.telling(lock, lambda: f"what would do is with {self.lessees(keys)}")
             patience.look()
-            yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)
+            if peers is None:
+                yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)
+            else:
+                yield from self._doze(epoch, deadline, peers, clients, patience)
+                request = yield waiting.Inquiry(partial(_anew, request, self, peers, clients))
             nested = depth > 1  # a signal's handler waits: the call that it came in goes on with the ledger
-            again = waiting.FOREVER if nested else monotonic() + waiting.moments(deadline)
+            again = waiting.FOREVER if nested else monotonic() + moments(self, deadline)
             if not (yield waiting.Take(self, method, depth, again, keep=nested)):
                 raise LockTimeout
         return key
 
+    def _doze(
+        self, epoch: int, deadline: float, peers: Sessions, clients: Collection[Client], patience: waiting.Patience
+    ) -> waiting.Steps[None]:
+        """Until there is news, or somebody's session may be over."""
+        look = peers.next_look(clients)
+        while waiting.left(deadline) > 0 and monotonic() < look and not any(map(peers.is_gone, clients)):
+            if (yield waiting.Sleep(epoch, min(deadline, monotonic() + _SLICE), deadline < waiting.FOREVER)):
+                break
+            patience.look()
 
-def lives(one: Held | Request) -> bool:
-    """Does its process?"""
+
+def moments(ledger: Ledger, deadline: float) -> float:
+    """How long who has until that deadline waits for the ledger, which everybody has for moments only, seconds."""
+    least = _STORE_MOMENTS if native.lock_of(ledger).far else waiting.MOMENTS
+    return max(waiting.left(deadline), least)
+
+
+def peers_of(ledger: Ledger) -> Sessions | None:
+    """Whose sessions it goes by; None: it is of this machine."""
+    lock: Any = native.lock_of(ledger)
+    return sessions.at(lock.away._store, lock.away.lease) if lock.far else None
+
+
+def enrol(number: int, ledger: Ledger) -> Client | None:
+    """For a new request: who asks.  A store may be asked. Raises: BackendError."""
+    if (peers := peers_of(ledger)) is None:
+        return None
+    session = peers.here()
+    lost.keep_session(number, session)
+    return session.client
+
+
+def _anew(request: Request, ledger: Ledger, peers: Sessions, clients: Collection[Client]) -> Request:
+    """The request, under a session that is good; and the store is asked of others' whose time has come."""
+    peers.ask(clients)
+    return replace(request, client=enrol(request.number, ledger))
+
+
+def lives(one: Held | Request, peers: Sessions | None) -> bool:
+    """Does its process, or the session that it was of?"""
+    if one.client is not None and peers is not None:
+        return not peers.is_gone(one.client)
     return start_of(one.pid) == one.start
 
 
@@ -168,6 +238,7 @@ class _Lost:
     ledgers     of all requests that a ledger may know of, by number.  What the collector has found to be garbage may
                 be used no more: its weak references are gone.  So the ledger of a request is none until that ends
     waits       the loops of those that wait
+    sessions    at a store: of those that may have something there
     """
 
     def __init__(self) -> None:
@@ -178,6 +249,7 @@ class _Lost:
         self.ledgers: dict[int, Ledger] = {}
         self.waits: dict[int, Any] = {}
         self.numbers: dict[int, None] = {}
+        self.sessions: dict[int, Session] = {}
         self.busy = threading.Lock()
 
     def begin_request(self, number: int, ledger: Ledger) -> None:
@@ -185,6 +257,14 @@ class _Lost:
         if (task := tasking.current_task()) is not None:
             self.waits[number] = task.get_loop()
         self.ledgers[number] = ledger
+
+    def keep_session(self, number: int, session: Session) -> None:
+        """It stays while the request may have something. Raises: LeaseLostError: if it is over."""
+        session.add(number, self)
+        self.sessions[number] = session
+
+    def lose(self, _error: LeaseLostError) -> None:
+        """Of a session: who gives back what is not its own any more is told then."""
 
     def note_waits(self) -> None:
         """Those of closed loops. Never blocks."""
@@ -203,6 +283,8 @@ class _Lost:
         self.waits.pop(number, None)
         self.ledgers.pop(number, None)
         self.numbers.pop(number, None)
+        if (session := self.sessions.pop(number, None)) is not None:
+            session.drop(number)
 
     def _begin_thread(self) -> None:
         if self.busy.acquire(blocking=False):
@@ -232,13 +314,16 @@ class _Lost:
                 self.end(number)
             else:
                 by_lock.setdefault(native.lock_of(ledger), {})[number] = ledger
-        for ledgers in by_lock.values():
+        for lock, ledgers in by_lock.items():
             try:
                 next(iter(ledgers.values())).forget(ledgers)
             except LockTimeout:
                 continue
-            except (CoheldError, OSError):
-                pass  # there is no such ledger any more
+            except (CoheldError, OSError) as error:
+                if lock.far and isinstance(error, BackendError):
+                    time.sleep(_STORE_MOMENTS)  # the store cannot be reached
+                    continue
+                # else there is no such ledger any more
             for number in ledgers:
                 self.end(number)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from . import native
 from .backends import backend_of, files
@@ -54,12 +55,26 @@ def remove(name: str, timeout: float | None = 0) -> bool:
     if not mutex.acquire(timeout=timeout):
         mutex._timed_out(timeout or 0)
     try:
-        if held := mutex._held_by():
-            raise LockTimeout(f"{mutex.label}: process {held[0][0]} has permits of it", resource=mutex.label)
+        if holder := _holder_of_permits(mutex):
+            raise LockTimeout(f"{mutex.label}: {holder} has permits of it", resource=mutex.label)
         _unlink(mutex)
     finally:
         mutex.release()
     return True
+
+
+def _holder_of_permits(mutex: Any) -> str:
+    """By the owner: one that lives; empty: none does."""
+    if not mutex.far:
+        held = mutex._held_by()
+        return f"process {held[0][0]}" if held else ""
+    from .backends import sessions  # which decode, and are for stores alone
+    from .state.looking import fields_in
+
+    peers = sessions.at(mutex.away._store, mutex.away.lease)
+    clients = sessions.holders_in(fields_in(mutex.away.load().payload))
+    peers.ask(clients, anew=True)
+    return next((str(one) for one in clients if not peers.is_gone(one)), "")
 
 
 def _unlink(mutex: Handle) -> None:

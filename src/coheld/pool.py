@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from enum import Enum
+from functools import partial
 from secrets import randbits
 from time import monotonic
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from . import native, waiting
-from .backends import backend_of, default
-from .errors import CoheldError, IncompatibleError, LockTimeout, NotInitializedError, PermitError
-from .ledger import Ledger, NotGot, Request, lives, lost, me
+from .backends.sessions import Client
+from .errors import BackendError, CoheldError, LeaseLostError, LockTimeout, NotInitializedError, PermitError
+from .ledger import Ledger, NotGot, Request, enrol, lives, lost, me, moments, peers_of
 from .lockable import Lockable
 from .state import snapshot
 
@@ -65,8 +66,6 @@ class Pool(Generic[R]):
             self._resources[key] = resource
         if not self._resources:
             raise TypeError("a pool needs at least one resource")
-        if name is not None and not backend_of(None).CAPABILITIES.semaphores:
-            raise IncompatibleError(f"pool {name!r}: {default()} has locks and their state; pools are local so far")
         self._ledger = Ledger(lock_name=name)
 
     _ledger: Any = None
@@ -94,15 +93,18 @@ class Pool(Generic[R]):
         return len(self._resources)
 
     def free(self) -> list[R]:
-        """Those that nobody has; a look without a lock, so it may be a moment old. Never blocks."""
+        """Those that nobody has; a look without a lock, so it may be a moment old. Never blocks, but for a question to
+        the store where one has the pool, which may raise BackendError."""
         self._check_initialized()
-        leases = snapshot(self._ledger).leases
-        leased = {key for key, lease in leases.items() if lease.number not in lost.numbers and lives(lease)}
+        leases, peers = snapshot(self._ledger).leases, peers_of(self._ledger)
+        leased = {key for key, lease in leases.items() if lease.number not in lost.numbers and lives(lease, peers)}
         return [resource for key, resource in self._resources.items() if key not in leased]
 
     def __repr__(self) -> str:
         if self._ledger is None:
             return f"<{type(self).__name__}, not attached>"
+        if native.lock_of(self._ledger).far:  # who looks at it may be a debugger
+            return f"<{type(self).__name__} {native.lock_of(self._ledger).label}: {len(self)} resources>"
         return f"<{type(self).__name__} {native.lock_of(self._ledger).label}: {len(self.free())} of {len(self)} free>"
 
     def _check_initialized(self) -> None:
@@ -116,6 +118,7 @@ Pool.__module__ = "coheld"  # as its users know it
 class Lease(Generic[R]):
     """One request of a pool, and what it got: see Pool.lease."""
 
+    _client: Client | None = None
     _number: int | None = None
     _key: str | None = None
 
@@ -124,9 +127,9 @@ class Lease(Generic[R]):
 
     def __enter__(self) -> R:
         ledger, deadline = self._begin()
-        moments = waiting.moments(deadline)
-        serve = Lockable.locked(timeout=moments)(Ledger.serve)  # no interrupt comes between lock and body
+        serve = Lockable.locked(timeout=moments(ledger, deadline))(Ledger.serve)  # no interrupt comes before the body
         try:
+            self._client = enrol(self._drawn(), ledger)
             self._key = serve(ledger, self._steps(deadline))
             return self._got()
         except BaseException as error:
@@ -139,7 +142,9 @@ class Lease(Generic[R]):
 
         ledger, deadline = self._begin()
         try:
-            if not await aio.acquire(ledger, waiting.moments(deadline)):
+            if native.lock_of(ledger).far:
+                self._client = await aio.by_thread(partial(enrol, self._drawn(), ledger))
+            if not await aio.acquire(ledger, moments(ledger, deadline)):
                 raise LockTimeout
             try:
                 self._key = await aio.serve(self._steps(deadline), native.lock_of(ledger))
@@ -147,9 +152,9 @@ class Lease(Generic[R]):
                 raise
             except BaseException:
                 if native.lock_of(ledger)._mine():
-                    ledger.release()
+                    await aio.leave(ledger)
                 raise
-            ledger.release()
+            await aio.leave(ledger)
         except GeneratorExit:
             self._lose()
             raise
@@ -176,7 +181,7 @@ class Lease(Generic[R]):
         assert self._number is not None
         ledger: Ledger = self._pool._ledger
         lost.begin_request(self._number, ledger)
-        key = yield from ledger.steps(Request(self._number, *me(), self._keys), deadline)
+        key = yield from ledger.steps(Request(self._number, *me(), self._keys, self._client), deadline)
         lost.waits.pop(self._number, None)
         return key
 
@@ -198,8 +203,11 @@ class Lease(Generic[R]):
                 if not destroyed and lock._mine():
                     try:
                         self._give_back()
+                        if lock.far:
+                            yield waiting.Depart(loud=True)
                     finally:
-                        lock.release()
+                        if lock._mine():
+                            lock.release()
 
         try:
             await aio.serve(steps(), lock)
@@ -212,7 +220,7 @@ class Lease(Generic[R]):
         from . import aio
 
         try:
-            if not await aio.acquire(self._pool._ledger, waiting.MOMENTS):
+            if not await aio.acquire(self._pool._ledger, moments(self._pool._ledger, 0)):
                 self._lose()
                 return
         except BaseException:
@@ -221,7 +229,7 @@ class Lease(Generic[R]):
         try:
             self._forget()
         finally:
-            self._pool._ledger.release()
+            await aio.leave(self._pool._ledger)
 
     def _is_over(self, error: BaseException) -> bool:
         """Does the ledger know nothing of the request that has failed?"""
@@ -237,17 +245,37 @@ class Lease(Generic[R]):
 
     def _give_back(self) -> None:
         """Raises: PermitError."""
-        if self._key is None or self._number is None or not self._pool._ledger.give_back(self._key, self._number):
-            raise PermitError(f"{self._pool!r}: this process does not have the lease that it gives back")
+        key, number, ledger = self._key, self._number, self._pool._ledger
+        if key is None or number is None:
+            raise self._not_mine()
+        try:
+            if not ledger.give_back(key, number):
+                raise self._not_mine()
+        except BackendError:
+            if native.lock_of(ledger).far:  # a thread does it, once the store can be reached
+                self._key = None
+                self._lose()
+            raise
         self._key = None
-        lost.end(self._number)
+        lost.end(number)
+
+    def _not_mine(self) -> CoheldError:
+        number, label = self._number, native.lock_of(self._pool._ledger).label
+        if number is None or self._key is None or lost.sessions.get(number) is None:
+            return PermitError(f"{self._pool!r}: this process does not have the lease that it gives back")
+        self._key = None
+        lost.end(number)
+        return LeaseLostError(
+            f"pool {label}: the lease of the store on this resource was lost, and another may have had it",
+            resource=label,
+        )
 
     def _forget(self) -> None:
         """Nothing of the request is left, or soon nothing is: who has the ledger may have been stopped."""
         assert self._number is not None
         try:
             self._pool._ledger.forget({self._number})
-        except LockTimeout:
+        except (LockTimeout, BackendError):
             self._lose()
         else:
             lost.end(self._number)
@@ -257,6 +285,10 @@ class Lease(Generic[R]):
             raise RuntimeError("a lease is for one use: call pool.lease() again")
         self._number = randbits(62)
         return self._pool._ledger, monotonic() + self._seconds
+
+    def _drawn(self) -> int:
+        assert self._number is not None
+        return self._number
 
     def _got(self) -> R:
         assert self._key is not None

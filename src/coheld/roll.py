@@ -10,18 +10,18 @@ less, so that a change may be made twice, or be made later, where nobody knows i
     asking      goes up before the roll is changed, and down after it: with it, the roll never has less than the process
     held        what the process has.  Up once the store has said that the roll is changed; down before it is
     lost        was held under a session that is lost: who gives that back is told, once for each
-    written     in the roll, at least: what was there before or after the last change that may have been made.  If it has
-                less, somebody has struck this session off, or the store has lost it: what is held is lost
+    written     in the roll, at least: what was there before or after the last change that may have been made.  If it
+                has less, somebody has struck this session off, or the store has lost it: what is held is lost
     waits       the places in the queue that are somebody's
 
 Where a change fails, or a wait ends with its place still there, the roll has more than the process: a thread makes it
 right as soon as the store can be reached (_Janitor), or the session's end does.
 
-Who waits.  The processes of a host queue at the gate, a local lock; the one that has it has a place in the roll's queue.
-It takes a permit if more are free than places are before its own, so hosts have their turn in the order in which they
-came; who tries once looks at the permits alone.  A failed try leaves the lock as guards do, so that the next loud
-release, of whichever host, wakes it.  Nobody says that a session has ended: it looks itself whether processes of its own
-host live, in bounded sleeps, and asks the store of sessions when their leases may be over.
+Who waits.  The processes of a host queue at the gate, a local lock; the one that has it has a place in the roll's
+queue.  It takes a permit if more are free than places are before its own, so hosts have their turn in the order in
+which they came; who tries once looks at the permits alone.  A failed try leaves the lock as guards do, so that the next
+loud release, of whichever host, wakes it.  Nobody says that a session has ended: it looks itself whether processes of
+its own host live, in bounded sleeps, and asks the store of sessions when their leases may be over.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from secrets import randbits
@@ -38,7 +37,7 @@ from typing import Any
 
 from . import native, waiting
 from .backends import sessions
-from .backends.sessions import Client, Session
+from .backends.sessions import Client, Session, Sessions
 from .errors import BackendError, CoheldError, DeadlockError, LeaseLostError, NotLockedError
 from .lockable import Lockable
 from .process import at_fork
@@ -148,11 +147,19 @@ class FarPermits:
         self._mutex, self._gate, self._value = mutex, gate, value
         self._roll = Roll.__new__(Roll)
         native.hang(self._roll, mutex)
-        self._sessions = sessions.at(mutex.away._store, mutex.away.lease)
-        self.has = _process.of(mutex)
-        self.has.permits = weakref.ref(self)
         self._seen: list[Client] = []
         self._look = FOREVER
+
+    @property
+    def has(self) -> Has:
+        """Of this process, which may have been forked."""
+        found = _process.of(self._mutex.label)
+        found.permits = weakref.ref(self)
+        return found
+
+    @property
+    def _sessions(self) -> Sessions:
+        return sessions.at(self._mutex.away._store, self._mutex.away.lease)
 
     # -- what a semaphore asks -----------------------------------------------------------------------------------------
 
@@ -164,8 +171,9 @@ class FarPermits:
         if not self._enter(FOREVER):
             return 0
         try:
-            self._roll.value = self._roll.value or self._value
-            return self._roll.value
+            value: int = self._roll.value or self._value
+            self._roll.value = value
+            return value
         finally:
             self._leave(False)
 
@@ -173,7 +181,8 @@ class FarPermits:
         """A look without the lock; asks the store. Raises: BackendError."""
         self._mutex.attach()
         holders = snapshot(self._roll).holders.values()
-        return self._value - sum(one.count for one in holders if not self._sessions.is_gone(one.client))
+        taken: int = sum(one.count for one in holders if not self._sessions.is_gone(one.client))
+        return self._value - taken
 
     def why_not(self) -> str:
         """Who has them, as far as was seen."""
@@ -400,8 +409,11 @@ class FarPermits:
         has = self.has
         with has.guard:
             session = has.session
-        if session is None or not self._enter(FOREVER):
+        if session is None:
             return False
+        if not self._enter(_MOMENTS):  # who has the roll may stand still: a thread waits for it
+            self._settle_soon()
+            return True
         told = False
         try:
             self._make_right(session)
@@ -503,9 +515,14 @@ class _Process:
         self.has: dict[str, Has] = {}
         self.janitor = _Janitor()
 
-    def of(self, mutex: Any) -> Has:
-        return self.has.get(mutex.label) or self.has.setdefault(mutex.label, Has(mutex.label))
+    def of(self, label: str) -> Has:
+        return self.has.get(label) or self.has.setdefault(label, Has(label))
 
 
 _process = _Process()
 at_fork(child=_process.begin)
+
+
+def end() -> None:
+    """Nobody holds anything any more."""
+    _process.begin()

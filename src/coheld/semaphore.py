@@ -152,7 +152,7 @@ class Semaphore(native.SemaphoreBase):
     def _steps(self, deadline: float, patience: waiting.Patience) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
         if self._lock.far:
-            return (yield from self._permits.steps(deadline, patience))
+            return bool((yield from self._permits.steps(deadline, patience)))
         while (epoch := (yield waiting.Attempt(self, deadline))) is not None:
             if monotonic() >= deadline:
                 return False

@@ -11,16 +11,34 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..process import at_fork
 from .store import Alarm, Change, Store, number_of
 
 if TYPE_CHECKING:
-    from .away import Away, Grant
+    from .away import Grant
 
 _PATIENCE = 30.0
 """For how long the thread stays though nobody holds anything, seconds."""
+
+
+class Leased(Protocol):
+    """What has a lease: the Away of a lock, or a Session."""
+
+    name: str
+    lease: float
+    grant: Grant | None
+
+    @property
+    def store(self) -> Store: ...
+
+    def deserted(self, grant: Grant, /) -> bool:
+        """Is it not to be renewed any more?"""
+
+    def renewed(self, grant: Grant, until: float) -> None: ...
+
+    def lose(self, grant: Grant, why: str) -> object: ...
 
 
 class _Renewer:
@@ -28,8 +46,8 @@ class _Renewer:
 
     def __init__(self) -> None:
         self.guard = threading.RLock()
-        self.held: dict[int, Away] = {}
-        self.orphans: deque[tuple[Away, bytes, float]] = deque()
+        self.held: dict[int, Leased] = {}
+        self.orphans: deque[tuple[Leased, bytes, float]] = deque()
         self.wake = Alarm()
         self.tick = 0.0
         self.thread: threading.Thread | None = None
@@ -107,7 +125,7 @@ _process = _Process()
 at_fork(child=_process.begin)
 
 
-def while_held(away: Away) -> None:
+def while_held(away: Leased) -> None:
     """It is held from now on: its lease is renewed until it is not."""
     renewer = _renewer_of(away)
     renewer.held[id(away)] = away
@@ -115,7 +133,7 @@ def while_held(away: Away) -> None:
         renewer.start(away.lease / 6)
 
 
-def give_back(away: Away, nonce: bytes) -> None:
+def give_back(away: Leased, nonce: bytes) -> None:
     """By who was interrupted in the middle: the store may have given it, and nobody knows; it is asked to take it back,
     by a thread that nothing interrupts."""
     renewer = _renewer_of(away)
@@ -130,11 +148,11 @@ def end() -> None:
     _process.begin()
 
 
-def _renewer_of(away: Away) -> _Renewer:
+def _renewer_of(away: Leased) -> _Renewer:
     return _process.renewers.get(away.store) or _process.renewers.setdefault(away.store, _Renewer())
 
 
-def _renew(away: Away, grant: Grant) -> None:
+def _renew(away: Leased, grant: Grant) -> None:
     begun = time.monotonic()
     if grant.until - begun > away.lease * 2 / 3 or away.deserted(grant):
         return

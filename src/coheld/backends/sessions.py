@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -60,6 +60,16 @@ class Client:
         return f"process {self.pid}" + ("" if self.machine == socket.gethostname() else f" on {self.machine}")
 
 
+def holders_in(fields: dict[str, Any]) -> list[Client]:
+    """In the fields of a roll (roll.py), by who does not know its class; of another state there are none."""
+    try:
+        if fields.keys() != {"value", "holders", "queue"}:
+            return []
+        return msgspec.convert([one["client"] for one in fields["holders"].values()], list[Client])
+    except (AttributeError, KeyError, TypeError, msgspec.ValidationError):
+        return []
+
+
 class User(Protocol):
     """Who has something under a session."""
 
@@ -72,7 +82,8 @@ class Session:
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions, self.lease = sessions, sessions.lease
-        self.client = Client(os.urandom(16).hex(), _host(), socket.gethostname(), os.getpid(), start_of(os.getpid()) or 0)
+        pid = os.getpid()
+        self.client = Client(os.urandom(16).hex(), _host(), socket.gethostname(), pid, start_of(pid) or 0)
         self.name = _name_of(self.client.session)
         self.grant: Grant | None = None
         self.error: LeaseLostError | None = None
@@ -148,8 +159,8 @@ class Session:
 
     def lose(self, grant: Grant, why: str) -> LeaseLostError:
         error = LeaseLostError(
-            f"{self.store.where}: the lease of {self.lease:g} s on what this process has there was lost ({why}); others "
-            "may have it",
+            f"{self.store.where}: the lease of {self.lease:g} s on what this process has there was lost ({why}); "
+            "others may have it",
             resource=self.store.where,
         )
         with self.sessions.guard:

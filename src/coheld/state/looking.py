@@ -13,7 +13,7 @@ from ..backends import backend_of, files
 from ..errors import IncompatibleError
 from ..owner import Owner
 from . import store
-from .slots import UNDECODABLE, TornError
+from .slots import UNDECODABLE, Stored, TornError
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,18 @@ def look(name: str) -> Look | None:
     shown = [Shown(field, text, _decoded(name, raw)) for field, text, raw in fields]
     size = sum(len(raw) for _, _, raw in fields)
     return Look(name, store.number_of(word), size, file, mutex.owner(), shown)
+
+
+def fields_in(payload: bytes | None) -> dict[str, Any]:
+    """Names and values of a state as a store has it; none, if it is no state."""
+    if payload is None:
+        return {}
+    try:
+        stored = msgspec.msgpack.decode(payload, type=Stored)
+        names = [name for name, _ in msgspec.msgpack.decode(stored.schema, type=list[tuple[str, str]])]
+        return {name: msgspec.msgpack.decode(raw) for name, raw in zip(names, stored.fields, strict=True)}
+    except UNDECODABLE:
+        return {}
 
 
 def _copied(mutex: Any, word: int) -> tuple[list[tuple[str, str, bytes]], int]:

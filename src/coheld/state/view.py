@@ -16,7 +16,7 @@ from .frozen import thaw
 from .plain import Plain
 from .schema import Schema, Snapshot, Spec
 from .shapes import ASSIGNED, HANDED
-from .slots import CHECKED, MAPPED, SHORT, UNDECODABLE, Entry, MappedFile, StateFile, TornError
+from .slots import CHECKED, MAPPED, SHORT, UNDECODABLE, Entry, MappedFile, StateFile, Stored, TornError
 
 if TYPE_CHECKING:
     from .._native import View as _Half
@@ -429,7 +429,7 @@ class FarView(View):
         """All fields, as they go to the store. Raises: StateError: if they are too large."""
         fields = [self._field_for(index, 0, changed.get(index))[1] for index in range(len(self.schema.specs))]
         self._check_size(fields)
-        return msgspec.msgpack.encode(_Stored(self.schema.record, fields))
+        return msgspec.msgpack.encode(Stored(self.schema.record, fields))
 
     def _absorb(self, payload: bytes | None, made: bool) -> None:
         """By the owner: the copy becomes that; None: nothing was committed."""
@@ -486,14 +486,7 @@ class FarView(View):
         return self, 0, [None if raw is None else (0, raw) for raw in found]
 
 
-class _Stored(msgspec.Struct, array_like=True, frozen=True):
-    """A state in a store: names and types of the fields, and the encoding of each."""
-
-    schema: bytes
-    fields: list[bytes]
-
-
-_decoded_state = msgspec.msgpack.Decoder(_Stored).decode
+_decoded_state = msgspec.msgpack.Decoder(Stored).decode
 _decoded_schema = msgspec.msgpack.Decoder(list[tuple[str, str]]).decode
 
 

@@ -15,7 +15,6 @@ import coheld
 from coheld import mutex, native
 from coheld._version import __version__
 from coheld.backends import backend_of, base, default, file
-from coheld.ledger import Ledger
 from coheld.testing.support import delays, effort, hygiene, seeds
 from coheld.testing.support.watchdog import Watchdog
 
@@ -87,18 +86,22 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if (url := default()).partition(":")[0] in ("shm", "file"):
         yield
         return
-    here = backend_of(url).anonymous
-
-    def make(cls: type | None) -> Any:
-        return here(cls) if cls is Ledger else mutex.named(f"anonymous-{uuid.uuid4()}")  # no pool is in a store
-
-    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: make)
+    place = type(backend_of(url))
+    by_name = place.semaphore
+    monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda _cls: mutex.named(_new_name()))
+    monkeypatch.setattr(place, "semaphore", lambda self, name: by_name(self, name or _new_name()))
     _empty_store(url)
     base._handles.known.clear()  # of earlier tests, which are not collected yet: a name there says no directory
     yield
+    import_module("coheld.roll").end()
+    import_module("coheld.backends.sessions").end()
     import_module("coheld.backends.renewing").end()
     _empty_store(url)
     import_module("coheld.backends.redis")._process.close()
+
+
+def _new_name() -> str:
+    return f"anonymous-{uuid.uuid4()}"
 
 
 _emptied: set[str] = set()
