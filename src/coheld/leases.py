@@ -30,8 +30,12 @@ def lost(obj: object) -> bool:
     """Has the caller lost the lock that it holds?  As far as this process knows; never blocks.
 
     True: another has it, or the lease is over and could not be renewed, so another may have it. Of a local lock: never.
-    Raises: NotLockedError: if the caller does not hold it.
+    Of a Semaphore at a store: are permits of this process lost?
+    Raises: NotLockedError: if the caller does not hold it, or the process no permit.
     """
+    if isinstance(obj, native.SemaphoreBase):
+        permits = _permits_of(obj)
+        return permits is not None and bool(permits.lost())
     lock = native.lock_of(obj)
     return bool(lock.away.lost()) if lock.far else not _local(lock)
 
@@ -40,9 +44,14 @@ def ensure_held(obj: object) -> None:
     """Ask the store, before what cannot be undone, whether the caller still holds the lock; the lease begins anew then.
 
     Blocks for one round trip; of a local lock, not at all.
+    Of a Semaphore at a store: whether this process still has its permits.
     Raises: LeaseLostError: if it is lost.  BackendError: if the store cannot be asked.  NotLockedError: if the caller
-    does not hold it.
+    does not hold it, or the process no permit.
     """
+    if isinstance(obj, native.SemaphoreBase):
+        if (permits := _permits_of(obj)) is not None:
+            permits.ensure()
+        return
     lock = native.lock_of(obj)
     if lock.far:
         lock.away.ensure()
@@ -51,16 +60,27 @@ def ensure_held(obj: object) -> None:
 
 
 def when_lost(obj: object, call: Callable[[LeaseLostError], object]) -> None:
-    """Call it whenever this process finds out that it has lost the lock which it held, in the thread that finds out.
+    """Call it whenever this process finds out that it has lost the lock which it held, in the thread that finds out; of
+    a Semaphore: the permits.
 
     It must not block, and what it raises is logged. It stays for as long as the process has the lock.
     Raises: TypeError: if it cannot be called.
     """
     if not callable(call):
         raise TypeError(f"when_lost needs a function of the error, not {type(call).__name__}")
+    if isinstance(obj, native.SemaphoreBase):
+        if (permits := _permits_of(obj)) is not None:
+            permits.has.when_lost.append(call)
+        return
     lock = native.lock_of(obj)
     if lock.far:
         lock.away.when_lost.append(call)
+
+
+def _permits_of(semaphore: Any) -> Any:
+    """None: they are local, and never lost by time."""
+    semaphore._check_initialized()
+    return semaphore._permits if semaphore._lock.far else None
 
 
 def _far(obj: object, what: str) -> Any:

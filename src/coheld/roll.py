@@ -26,6 +26,7 @@ its own host live, in bounded sleeps, and asks the store of sessions when their 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -134,7 +135,12 @@ class Has:
         if taken:
             told = self.error(str(error))
             for call in list(self.when_lost):
-                call(told)
+                try:
+                    call(told)
+                except Exception:
+                    logging.getLogger("coheld").exception(
+                        "%s: what was to be called at its loss has failed", self.label
+                    )
 
     def error(self, why: str) -> LeaseLostError:
         return LeaseLostError(f"semaphore {self.label}: this process has lost its permits: {why}", resource=self.label)
