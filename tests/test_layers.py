@@ -30,6 +30,7 @@ LAYERS = [
     "mutex",
     "leases",
     "lockable",
+    "roll",
     "semaphore",
     "ledger",
     "pool",

@@ -12,8 +12,17 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from . import native, waiting
+from .backends import backend_of, default
 from .backends.sessions import Client
-from .errors import BackendError, CoheldError, LeaseLostError, LockTimeout, NotInitializedError, PermitError
+from .errors import (
+    BackendError,
+    CoheldError,
+    IncompatibleError,
+    LeaseLostError,
+    LockTimeout,
+    NotInitializedError,
+    PermitError,
+)
 from .ledger import Ledger, NotGot, Request, enrol, lives, lost, me, moments, peers_of
 from .lockable import Lockable
 from .state import snapshot
@@ -66,6 +75,8 @@ class Pool(Generic[R]):
             self._resources[key] = resource
         if not self._resources:
             raise TypeError("a pool needs at least one resource")
+        if name is not None and not backend_of(None).CAPABILITIES.semaphores:
+            raise IncompatibleError(f"pool {name!r}: {default()} has locks and their state; pools are local so far")
         self._ledger = Ledger(lock_name=name)
 
     _ledger: Any = None
