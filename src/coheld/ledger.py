@@ -266,6 +266,10 @@ class _Lost:
     def lose(self, _error: LeaseLostError) -> None:
         """Of a session: who gives back what is not its own any more is told then."""
 
+    def look(self) -> None:
+        """Of a session."""
+        self.note_waits()
+
     def note_waits(self) -> None:
         """Those of closed loops. Never blocks."""
         for number, loop in list(self.waits.items()):

@@ -12,7 +12,7 @@ less, so that a change may be made twice, or be made later, where nobody knows i
     lost        was held under a session that is lost: who gives that back is told, once for each
     written     in the roll, at least: what was there before or after the last change that may have been made.  If it
                 has less, somebody has struck this session off, or the store has lost it: what is held is lost
-    waits       the places in the queue that are somebody's
+    waits       the places in the queue that are somebody's; loops: of the tasks among those
 
 Where a change fails, or a wait ends with its place still there, the roll has more than the process: a thread makes it
 right as soon as the store can be reached (_Janitor), or the session's end does.
@@ -37,7 +37,7 @@ from secrets import randbits
 from typing import Any
 
 from . import native, waiting
-from .backends import sessions
+from .backends import sessions, tasking
 from .backends.sessions import Client, Session, Sessions
 from .errors import BackendError, CoheldError, DeadlockError, LeaseLostError, NotLockedError
 from .lockable import Lockable
@@ -107,6 +107,7 @@ class Has:
     written: int = 0
     session: Session | None = None
     waits: set[int] = field(default_factory=set)
+    loops: dict[int, Any] = field(default_factory=dict)
     when_lost: list[Callable[[LeaseLostError], object]] = field(default_factory=list)
     guard: Any = field(default_factory=threading.RLock)
     permits: weakref.ref[FarPermits] | None = None
@@ -130,8 +131,7 @@ class Has:
         with self.guard:
             taken, self.lost, self.held, self.written = self.held, self.lost + self.held, 0, 0
             self.session = None
-        if self.permits is not None and (permits := self.permits()) is not None:
-            permits._settle_soon()
+        self.settle_soon()
         if taken:
             told = self.error(str(error))
             for call in list(self.when_lost):
@@ -141,6 +141,20 @@ class Has:
                     logging.getLogger("coheld").exception(
                         "%s: what was to be called at its loss has failed", self.label
                     )
+
+    def look(self) -> None:
+        """Places of tasks whose loop is closed are nobody's."""
+        with self.guard:
+            closed = [number for number, loop in self.loops.items() if loop.is_closed()]
+            for number in closed:
+                del self.loops[number]
+            self.waits.difference_update(closed)
+        if closed:
+            self.settle_soon()
+
+    def settle_soon(self) -> None:
+        if self.permits is not None and (permits := self.permits()) is not None:
+            permits._settle_soon()
 
     def error(self, why: str) -> LeaseLostError:
         return LeaseLostError(f"semaphore {self.label}: this process has lost its permits: {why}", resource=self.label)
@@ -225,7 +239,9 @@ class FarPermits:
 
     def steps(self, deadline: float, patience: waiting.Patience) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
-        number, taken = randbits(62), False
+        number, taken, has = randbits(62), False, self.has
+        if (task := tasking.current_task()) is not None:
+            has.loops[number] = task.get_loop()
         try:
             while (epoch := (yield waiting.Inquiry(partial(self.attempt, number, _MOMENTS), self.undo))) is not None:
                 patience.look()
@@ -237,6 +253,7 @@ class FarPermits:
                     return False
             taken = True
         finally:
+            has.loops.pop(number, None)
             if not taken:
                 self._stay_no_longer(number)
         return True
@@ -332,7 +349,7 @@ class FarPermits:
             return False
         taken = told = False
         try:
-            freed = self._make_right(session)
+            freed = self._make_right(session) | self._is_first_here(session, number)
             taken = self._grab(session, number)
             self._seen = self._roll.clients()
             self._look = self._sessions.next_look(self._seen)
@@ -382,6 +399,16 @@ class FarPermits:
         if stale:
             roll.queue[:] = [place for place in roll.queue if place.client != me or place.number in waits]
         return stale or count < there
+
+    def _is_first_here(self, session: Session, number: int) -> bool:
+        """By the owner, who has the gate (but for 0): other places of this host are of those who had it before, and do
+        not wait any more. Was there any?"""
+        roll, host = self._roll, session.client.host
+        others = [place.number for place in roll.queue if place.client.host == host and place.number != number]
+        if not number or not others:
+            return False
+        roll.queue[:] = [place for place in roll.queue if place.number not in others]
+        return True
 
     def _grab(self, session: Session, number: int) -> bool:
         """By the owner: the roll has one more, or that place."""

@@ -76,6 +76,10 @@ class User(Protocol):
     def lose(self, error: LeaseLostError) -> None:
         """It is lost; by whoever finds out. Must not block."""
 
+    def look(self) -> None:
+        """By the thread that renews, each time: is it still somebody's?  A loop may have been closed while another
+        thread asked the store in a task's stead, and nobody else finds that. Must not block."""
+
 
 class Session:
     """Of this process; as renewing.py has it, it is a lock."""
@@ -147,6 +151,8 @@ class Session:
 
     def deserted(self, _grant: Grant) -> bool:
         """Has it ended?  It does where nothing was under it for long."""
+        for user in list(self.users.values()):
+            user.look()
         with self.sessions.guard:
             if self.users:
                 self.used = time.monotonic()
