@@ -181,6 +181,14 @@ class FarPermits:
     def _sessions(self) -> Sessions:
         return sessions.at(self._mutex.away._store, self._mutex.away.lease)
 
+    def _session(self) -> Session:
+        """Of what this process has already, by an object with another lease as well; or of the next that it takes. May
+        ask the store. Raises: BackendError."""
+        has, session = self.has, self.has.session
+        if session is not None and (has.held or has.asking or has.waits):
+            return session.sessions.here()
+        return self._sessions.here()
+
     # -- what a semaphore asks -----------------------------------------------------------------------------------------
 
     def open(self) -> int:
@@ -344,7 +352,7 @@ class FarPermits:
             self._mutex._local_give()
 
     def _try(self, number: int, seconds: float) -> int | bool | None:
-        session, has = self._sessions.here(), self.has
+        session, has = self._session(), self.has
         if not self._enter(seconds):
             return False
         taken = told = False

@@ -16,6 +16,7 @@ import pytest
 import coheld
 from coheld import BackendError, LeaseLostError, LockTimeout, PermitError, Pool, Semaphore, roll
 from coheld.backends import redis, renewing, sessions
+from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
 from engines import servers
 from engines.proxy import Proxy
@@ -172,6 +173,38 @@ def test_one_renewal_is_for_all_that_a_process_has(valkey: servers.Valkey, start
     assert not holder.do("lost")
     holder.do("ensure")
     holder.do("release", 2)
+
+
+def by_two_leases(link: procs.Link, url: str) -> list[int]:
+    """How many are free, as one object and then the other takes and gives."""
+    one, other = Semaphore(2, "slots", f"{url}?lease={LEASE}"), Semaphore(2, "slots", f"{url}?lease=7")
+    free = []
+    for act in (one.acquire, other.acquire, one.release, other.release):
+        act()
+        free.append(other.free())
+    return free
+
+
+def test_one_process_may_have_permits_by_two_leases(valkey: servers.Valkey) -> None:
+    with procs.start(by_two_leases, valkey.url()) as process:
+        assert process.result() == [1, 0, 1, 2]
+
+
+def test_a_name_is_not_removed_while_another_host_has_a_permit(
+    valkey: servers.Valkey, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = start(valkey.url())
+    assert holder.do("acquire")
+    monkeypatch.setenv("COHELD_BACKEND", valkey.url())
+    try:
+        with pytest.raises(LockTimeout, match=f"process {holder.worker.pid} has permits"):
+            remove("slots")
+        assert holder.do("free") == 1
+        holder.do("release")
+        assert remove("slots") and not remove("slots")
+        assert holder.do("acquire") and holder.do("free") == 1
+    finally:
+        end_threads()
 
 
 def test_a_process_that_ends_leaves_no_session(valkey: servers.Valkey, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from .store import Ask, Granted, Known, Store
 
 _IDLE = 30.0
 """For how long a session stays though nothing is under it, seconds."""
+_MANY = 10_000
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ class Sessions:
 
     def next_look(self, clients: Iterable[Client]) -> float:
         """When the store is to be asked of one of them, a time.monotonic()."""
+        if len(self.due) > _MANY:  # most have ended since
+            self.due.clear()
         soon = time.monotonic() + self.lease / 3  # one that was just seen may have been renewed just before
         return min((self.due.setdefault(one.session, soon) for one in self._others(clients)), default=float("inf"))
 
