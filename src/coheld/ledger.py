@@ -12,10 +12,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 from . import native, waiting
@@ -64,6 +65,8 @@ class Ledger(Lockable):
 
     leases: dict[str, Held] = shared(default_factory=dict)
     queue: list[Request] = shared(default_factory=list)
+    seen: Mapping[str, str] = MappingProxyType({})
+    """Of a store's: who had what when a request of this process was not served last."""
 
     def serve(self, steps: waiting.Steps[str]) -> str:
         """By the owner, of a thread."""
@@ -130,8 +133,12 @@ class Ledger(Lockable):
 
     def lessees(self, keys: Collection[str]) -> str:
         """Whose processes have these, as messages say it; without the lock."""
-        holders = sorted({one.pid for key, one in snapshot(self).leases.items() if key in keys})
-        return ", ".join(f"process {pid}" for pid in holders[:5]) or "others, who have just given them back"
+        if native.lock_of(self).far:  # it is not asked for words
+            holders = sorted({who for key, who in self.seen.items() if key in keys})
+        else:
+            pids = sorted({one.pid for key, one in snapshot(self).leases.items() if key in keys})
+            holders = [f"process {pid}" for pid in pids]
+        return ", ".join(holders[:5]) or "others, who have just given them back"
 
     def steps(self, request: Request, deadline: float) -> waiting.Steps[str]:
         """By the owner: what the request has got.  One that does not wait is not queued.
@@ -145,6 +152,8 @@ class Ledger(Lockable):
             self.bury()
             if (key := self.take(request)) is not None:
                 break
+            if lock.far:
+                self.seen = {key: str(one.client) for key, one in self.leases.items()}
             if waiting.left(deadline) <= 0:
                 self.withdraw(request.number)
                 raise NotGot

@@ -118,8 +118,8 @@ def await_change():
 """
 
 AWAITED = f"{re.escape(label_of('r1'))}: .*it is not yet so; nobody holds it"
-PERMITS = "'s1': .*all permits are with process {}"
-LEASES = "'p1': .*what would do is with process {}"
+PERMITS = re.escape(label_of("s1")) + ": .*all permits are with process {}"
+LEASES = re.escape(label_of("p1")) + ": .*what would do is with process {}"
 
 
 @pytest.mark.parametrize(
