@@ -113,7 +113,8 @@ class LockTimeout(CoheldError, TimeoutError):
 
 
 class LeaseLostError(CoheldError, RuntimeError):
-    """The caller had the lock, and has lost it: another may have it. What it has changed is not committed.
+    """The caller had the lock, or a permit, or a resource of a pool, and has lost it: another may have it. What it has
+    changed under the lock is not committed.
 
     Not an OSError: that would be taken for "connect again and go on"."""
 

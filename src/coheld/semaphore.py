@@ -26,13 +26,19 @@ class Semaphore(native.SemaphoreBase):
     name it reaches other processes by fork, spawn or pickle; with one any process of this user finds it. Those who
     wait have their turn about in the order in which they came.
 
+    At a store (redis://…) all hosts find it. Permits are had for a lease there, which is renewed: other hosts have
+    those of a dead process when it ends, and a process that was stopped for longer has lost them, see coheld.lost.
+    Acquire and release ask the store, and raise BackendError if it is away; what is given back then, a thread gives
+    back once it is there. Release raises LeaseLostError, once for each permit that was lost.
+
     ``with semaphore:``, ``async with semaphore:``, acquire and release; coheld.aio.acquire for a task, with a time-out.
 
     value: how many permits there are, 1 to 10,000; one by default, as in threading.  name, backend: as lock_name and
     lock_backend of Lockable.
 
     Raises: TypeError, ValueError: if value is no such number, or name or backend is none.  IncompatibleError: if what
-    has that name has another value, or is no semaphore.  OSError: if there is no room for it.
+    has that name has another value, or is no semaphore.  OSError: if there is no room for it.  BackendError: if a store
+    cannot be asked.
     """
 
     def __init__(self, value: int = 1, name: str | None = None, backend: str | None = None) -> None:

@@ -446,6 +446,10 @@ def restart(_rng: random.Random, server: servers.Valkey, _proxy: Proxy, _workers
     server.restart()
 
 
+def wipe(_rng: random.Random, server: servers.Valkey, _proxy: Proxy, _workers: list[Any]) -> None:
+    server.wipe()
+
+
 def cut(rng: random.Random, _server: servers.Valkey, proxy: Proxy, _workers: list[Any]) -> None:
     proxy.cut(reset=rng.choice([False, True]))
 
@@ -463,6 +467,7 @@ def refuse(rng: random.Random, _server: servers.Valkey, proxy: Proxy, _workers: 
 FAULTS: list[Callable[[random.Random, servers.Valkey, Proxy, list[Any]], None]] = [
     stop_one,
     restart,
+    wipe,
     cut,
     lose_reply,
     refuse,
