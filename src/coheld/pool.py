@@ -63,8 +63,8 @@ class Pool(Generic[R]):
     Raises: TypeError: if a resource has none of these, or there is none at all.  ValueError: if two are named alike.
     What a Lockable of that lock_name raises: IncompatibleError, InsecureError, OSError.
 
-    With a name and COHELD_BACKEND=redis://… it is for all hosts. A lease lasts then as long as that of the store on what
-    this process has there, which is renewed: where that was lost, the end of the with block raises LeaseLostError.
+    With a name and COHELD_BACKEND=redis://… it is for all hosts. A lease lasts then as long as that of the store on
+    what this process has there, which is renewed: where that was lost, the end of the block raises LeaseLostError.
     """
 
     def __init__(self, resources: Iterable[R], name: str | None = None) -> None:

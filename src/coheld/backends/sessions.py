@@ -159,7 +159,8 @@ class Session:
                 self.used = time.monotonic()
             if time.monotonic() - self.used < _IDLE:
                 return False
-            self.sessions.mine = None
+            if self.sessions.mine is self:
+                self.sessions.mine = None
         with suppress(CoheldError):
             self.end()
         return True
@@ -174,6 +175,7 @@ class Session:
             if self.error is not None:
                 return self.error
             self.error = grant.lost = error
+            self.grant = None
             self.sessions.gone.add(self.client.session)  # as it is never renewed again
             users = list(self.users.values())
             self.users.clear()
