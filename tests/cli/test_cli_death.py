@@ -299,7 +299,7 @@ def test_killed_while_it_waits_for_an_older_command(tmp_path: Path) -> None:
         status, command = attempt(step, tmp_path / "running")
         check_nobody_overlaps(older, tmp_path)
         check_nobody_overlaps(command, tmp_path)
-        if command:  # it was past the waiting
+        if command:  # it was past the waiting, which takes a step more or less each time
             break
-    assert status == -signal.SIGKILL
+    assert status in (-signal.SIGKILL, 128 + signal.SIGTERM)
     assert step > 20, "the steps were not counted"

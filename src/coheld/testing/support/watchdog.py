@@ -43,10 +43,9 @@ class Watchdog:
         self._process.stdin.write(f"{line}\n".encode())
 
     def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """After the last test.  It stays until the process has ended: a thread that a failed test left waiting, which
+        the interpreter would join for ever, gets no more than this."""
+        self.arm(delays.LONG, "the end of the run")
 
 
 def main(target: int) -> None:
@@ -57,17 +56,20 @@ def main(target: int) -> None:
 
 
 def watch(target: int, ended: int) -> None:
-    """Read "<seconds> <name>" lines; return at the end of the target or of standard input."""
-    deadline, name = float("inf"), "-"
+    """Read "<seconds> <name>" lines from standard input until the target has ended; the last one stays in force."""
+    told, deadline, name = [sys.stdin.fileno()], float("inf"), "-"
     while True:
         left = max(0, deadline - time.monotonic())
-        ready, _, _ = select.select([0, ended], [], [], None if left == float("inf") else left)
+        ready, _, _ = select.select([*told, ended], [], [], None if left == float("inf") else left)
         if not ready:
             report_and_kill(target, name)
-        if ended in ready or not ready or not (text := os.read(0, 65536).decode()):
+        if ended in ready or not ready:
             return
-        seconds, name = text.splitlines()[-1].split(" ", 1)
-        deadline = time.monotonic() + float(seconds)
+        if text := os.read(told[0], 65536).decode():
+            seconds, name = text.splitlines()[-1].split(" ", 1)
+            deadline = time.monotonic() + float(seconds)
+        else:
+            told = []
 
 
 def report_and_kill(target: int, name: str) -> None:
