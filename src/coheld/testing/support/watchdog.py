@@ -73,17 +73,21 @@ def watch(target: int, ended: int) -> None:
 
 
 def report_and_kill(target: int, name: str) -> None:
-    """Dump the stacks of all processes of the tests, and end them."""
+    """Dump the stacks of all processes of the tests, one after the other, and end them.
+
+    All are stopped first: none goes on because another has ended, and what two write does not mix.
+    """
     below = [pid for pid in states.descendants(target) if pid != os.getpid()]
     try:
+        sleeps_in = {pid: _sleeps_in(pid) for pid in [*below, target]}
+        for pid in sleeps_in:
+            _kill(pid, signal.SIGSTOP)
         _say(f"\n\n=== HANG in {name}: the stacks of all its processes follow ===")
         for pid in below:
-            _abort(pid)
-        _wait_for_end(below)
+            _abort(pid, sleeps_in[pid])
         _show_captured(target)
         _say(f"=== the test process {target} ===")
-        _abort(target)
-        _wait_for_end([target])
+        _abort(target, sleeps_in[target])
     finally:  # whatever happens to our output, nobody stays
         for pid in [*below, target]:
             _kill(pid, signal.SIGKILL)
@@ -93,21 +97,24 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _abort(pid: int) -> None:
+def _sleeps_in(pid: int) -> str:
     with contextlib.suppress(OSError):
-        _say(f"process {pid}: {Path(f'/proc/{pid}/wchan').read_text()}")
+        return Path(f"/proc/{pid}/wchan").read_text()
+    return ""
+
+
+def _abort(pid: int, sleeps_in: str) -> None:
+    """It dumps its stacks, and is gone."""
+    _say(f"process {pid}: {sleeps_in}")
     _kill(pid, signal.SIGABRT)
     _kill(pid, signal.SIGCONT)
+    with contextlib.suppress(AssertionError):
+        states.wait_until(lambda: states.gone(pid), "it has dumped", delays.LONG)
 
 
 def _kill(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _wait_for_end(pids: list[int]) -> None:
-    with contextlib.suppress(AssertionError):
-        states.wait_until(lambda: all(states.gone(pid) for pid in pids), "all have dumped", delays.LONG)
 
 
 def _show_captured(target: int) -> None:
