@@ -10,7 +10,7 @@ import pytest
 
 import coheld
 from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio
-from coheld.backends import redis, renewing
+from coheld.backends import engine, renewing
 from coheld.testing.support import delays, states
 from engines import servers
 
@@ -21,7 +21,7 @@ LEASE = 1.2 * delays.SCALE
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 def bed(server: servers.Valkey, name: str = "bed") -> Lockable:
