@@ -48,6 +48,12 @@ def test_it_is_renewed_while_the_holder_lives(valkey: servers.Valkey) -> None:
         assert not coheld.lost(lock)
 
 
+@pytest.mark.parametrize("lease", [0.1000015, 1.0005, 3599.9999])
+def test_it_is_any_part_of_a_second(valkey: servers.Valkey, lease: float) -> None:
+    with Lockable(lock_name="part", lock_backend=f"{valkey.url()}?lease={lease}") as lock:
+        assert coheld.token(lock)
+
+
 def test_so_is_one_that_nothing_refers_to(valkey: servers.Valkey) -> None:
     taken, end = threading.Event(), threading.Event()
 
