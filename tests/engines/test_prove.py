@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coheld.backends import redis, renewing
+from coheld.backends import engine, renewing
 from coheld.testing.support import procs, seeds
 from engines import prove, servers
 from engines.histories import INITIAL, Contradiction, Recorder, check, load
@@ -18,7 +18,7 @@ from engines.registers import REGISTERS
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 @pytest.mark.parametrize(("register", "runs"), [("fenced", 1), ("coheld", 2)])

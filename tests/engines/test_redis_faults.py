@@ -21,7 +21,7 @@ import redis
 
 import coheld
 from coheld import BackendError, IncompatibleError, LeaseLostError, Lockable, native, shared
-from coheld.backends.redis import Place, Server
+from coheld.backends.redis import Place, RedisServer
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
 from coheld.testing.support import delays, procs, states
 from engines import servers
@@ -448,7 +448,7 @@ def test_a_release_whose_reply_is_lost_is_made_once(valkey: servers.Valkey, prox
     assert proxy.lost == 1 and other.do("add") == 8 and one.do("add") == 9
 
 
-class Engine(Server):
+class Engine(RedisServer):
     """A host's, without all that is above it."""
 
     def hold(self, nonce: bytes) -> None:

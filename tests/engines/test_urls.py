@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from coheld import BackendError, IncompatibleError, Lockable, token
-from coheld.backends import redis, renewing
+from coheld.backends import engine, renewing
 from coheld.testing.support import procs
 from engines import servers
 
@@ -41,7 +41,7 @@ WRONG = [
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 @pytest.mark.parametrize("url", WRONG)

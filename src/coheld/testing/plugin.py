@@ -98,7 +98,7 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     import_module("coheld.backends.renewing").end()
     _empty_store(url)
-    import_module("coheld.backends.redis")._process.close()
+    import_module("coheld.backends.engine").close()
 
 
 _emptied: set[str] = set()

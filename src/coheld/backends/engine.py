@@ -1,0 +1,231 @@
+"""Locks that a server has, whichever it is: what a URL says, this process's way to each server, and a lock by its name.
+
+An engine is a module that has a Place, which reads its URL, and a Server (server.py), which has its verbs:
+
+    engine = Engine("redis", CAPABILITIES, Place, Server)
+    at, anonymous, resource, Mutex = engine.at, engine.anonymous, engine.resource, engine.Mutex
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+from .. import native
+from ..errors import IncompatibleError
+from ..process import at_fork
+from . import of_scheme
+from .base import Capabilities, Handle
+from .remote import far_mutex
+from .server import PATIENCE, Server
+
+_LEASE = 10.0
+_SHORTEST, _LONGEST = 0.1, 3600.0
+_MOST_NAME = 255
+
+
+class Place(Protocol):
+    """What a URL says.  where: the same without secrets, as messages and pickles have it; it is a URL as well.  url:
+    with them.  lease: seconds."""
+
+    where: str
+    url: str
+    lease: float
+
+    def check(self) -> None:
+        """What is wrong with its options is said here, not by the first call. Raises: ValueError.  IncompatibleError:
+        if the client library is not there."""
+
+
+def take_lease(options: dict[str, str]) -> float:
+    """Out of the options of a URL. Raises: ValueError: if it is none."""
+    text = options.pop("lease", None)
+    try:
+        seconds = _LEASE if text is None else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ValueError(f"lease must be {_SHORTEST:g} to {_LONGEST:g} seconds, not {text}")
+    return seconds
+
+
+def capabilities() -> Capabilities:
+    """Of a store: what is not the store's alone is the local lock's."""
+    return Capabilities(
+        handoff_bound=None if native.missing else 0.5,
+        wakes_without_polling=not native.missing,
+        uninterruptible_entry=False,
+        held_limit=None if native.missing else native.HELD_LIMIT,
+        files=False,
+        leases=True,
+        handlers=False,
+        readers=False,
+        semaphores=False,
+    )
+
+
+class Engine:
+    """One kind of servers, and those of them that this process has asked; connections are not a child's."""
+
+    def __init__(
+        self,
+        scheme: str,
+        capabilities: Capabilities,
+        place: Callable[[str], Place],
+        server: Callable[[Any, float], Server],
+    ) -> None:
+        self.scheme, self.capabilities, self._place, self._connect = scheme, capabilities, place, server
+        self.Mutex: Any = far_mutex()
+        self._urls: dict[str, str] = {}
+        self.begin()
+        _engines.append(self)
+
+    def begin(self) -> None:
+        self._guard = threading.RLock()
+        self._servers: dict[tuple[str, float], Server] = {}
+
+    def close(self) -> None:
+        """Nothing is asked of a server any more; who asks again, is connected anew."""
+        with self._guard:
+            servers, self._servers = list(self._servers.values()), {}
+        for server in servers:
+            server.close()
+
+    # -- what a backend's module has -----------------------------------------------------------------------------------
+
+    def at(self, url: str) -> Backend:
+        """The backend of a URL. Raises: ValueError: if it is none.  IncompatibleError: without the client library."""
+        place = self._place(url)
+        if self._urls.get(place.where) != place.url:
+            place.check()
+            with self._guard:
+                self._urls[place.where] = place.url
+                for server in [one for (where, _), one in self._servers.items() if where == place.where]:
+                    server.connects_by(place)
+        return Backend(self, place)
+
+    def anonymous(self, cls: type | None = None) -> Handle:
+        """A deep copy of one has a lock of its own, without a name: on this machine."""
+        made: Handle = of_scheme(_local_scheme()).anonymous(cls)
+        return made
+
+    def resource(self, where: str, name: str, lease: float) -> Resource:
+        """What travelled as that token."""
+        return Resource(self, where, name, lease)
+
+    # -- the way to a server -------------------------------------------------------------------------------------------
+
+    def server(self, where: str, lease: float) -> Server:
+        """This process's one, for a lock with that lease."""
+        key = where, min(PATIENCE, lease / 4)
+        server = self._servers.get(key)
+        if server is None:
+            with self._guard:
+                if (server := self._servers.get(key)) is None:
+                    server = self._servers[key] = self._connect(self._place_of(where), key[1])
+        return server
+
+    def _place_of(self, where: str) -> Place:
+        """With its secrets, if this process has been told any."""
+        if (known := self._urls.get(where)) is not None:
+            return self._place(known)
+        if (default := os.environ.get("COHELD_BACKEND", "")).startswith(self.scheme):
+            place = self._place(default)
+            if place.where == where:
+                return place
+        return self._place(where)
+
+
+_engines: list[Engine] = []
+
+
+def close() -> None:
+    """All servers of all engines are left alone; who asks one again, is connected anew."""
+    for engine in _engines:
+        engine.close()
+
+
+def _become_child() -> None:
+    for engine in _engines:
+        engine.begin()
+
+
+at_fork(child=_become_child)
+
+
+class Backend:
+    """What backend_of gives for a URL."""
+
+    def __init__(self, engine: Engine, place: Place) -> None:
+        self._engine, self._place = engine, place
+        self.scheme, self.where = engine.scheme, place.where
+        self.CAPABILITIES, self.Mutex = engine.capabilities, engine.Mutex
+        self.anonymous = engine.anonymous
+
+    def named(self, name: str) -> Resource:
+        return Resource(self._engine, self.where, name, self._place.lease)
+
+    existing = named
+
+    def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
+        if name is not None:
+            raise IncompatibleError(
+                f"semaphore {name!r}: {self.where} has locks and their state; semaphores are local so far"
+            )
+        local: tuple[Handle, Handle] = of_scheme(_local_scheme()).semaphore(None)
+        return local
+
+
+class Resource:
+    """A lock of that name there, and the local one by which this host's processes agree first."""
+
+    named = True
+
+    def __init__(self, engine: Engine, where: str, name: str, lease: float) -> None:
+        self.where, self.name, self.lease = where, name, lease
+        self._engine, self.scheme = engine, engine.scheme
+        self.local = of_scheme(_local_scheme()).named(_local_name(where, name))
+        self.path: str = self.local.path
+
+    def attach(self) -> tuple[Any, int]:
+        segment, offset = self.local.attach()
+        return segment, int(offset)
+
+    def find(self) -> NoReturn:
+        """For who looks at the state without its class: it is not in this machine's memory."""
+        raise IncompatibleError(f"{self.label(0)}: its state is there, and is not shown yet", resource=self.name)
+
+    def retire(self, segment: Any) -> None:
+        self.local.retire(segment)
+
+    def token(self, _offset: int) -> tuple[object, ...]:
+        return (self.where, self.name, self.lease)
+
+    def label(self, _offset: int) -> str:
+        return f"{self.name!r} at {self.where}"
+
+    def open_guard(self, segment: Any, offset: int) -> int:
+        return int(self.local.open_guard(segment, offset))
+
+    def guards(self, segment: Any, fd: int) -> bool:
+        return bool(self.local.guards(segment, fd))
+
+    def give_back(self, _offset: int) -> None:
+        """A named one stays."""
+
+    def store(self) -> Server:
+        return self._engine.server(self.where, self.lease)
+
+
+def _local_scheme() -> str:
+    return "file" if native.missing else "shm"
+
+
+def _local_name(where: str, name: str) -> str:
+    whole = f"{where}/{name}"
+    if len(whole.encode()) <= _MOST_NAME:
+        return whole
+    return f"{where}/{hashlib.sha256(name.encode()).hexdigest()}"
