@@ -52,12 +52,15 @@ def waiters(obj: object) -> list[Waiter]:
     lock = _lock_of(obj)
     cell = waiting.cell_of(lock)
     waits = [wait for wait in waiting.all_waits(files.lock_directory()) if wait.cell == cell]
-    return [wait.told() for wait in sorted(waits, key=lambda wait: wait.since)]
+    found = [wait.told() for wait in sorted(waits, key=lambda wait: wait.since)]
+    asker: Waiter | None = lock.asker() if lock.far else None  # type: ignore[attr-defined]  # a Remote has it
+    return found if asker is None else [asker, *found]
 
 
 def resources() -> list[Resource]:
     """All resources of this user, of every process, on this machine: those that are busy first.
 
+    Of one that a store has it is what this host knows: who of this host has it, or wants it. The store is not asked.
     Only looks: takes no lock, makes nothing, and never waits for anybody, so the answer may be a moment old. Anonymous
     locks of processes that have ended, and not been swept yet, may be among them.
     """

@@ -27,7 +27,7 @@ from ..owner import Owner
 from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left
 from . import renewing, waiters
-from .memo import Memo
+from .memo import Memo, path_beside
 from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store, number_of
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Away:
         """By the owner."""
         segment = self.lock.segment
         if self.memo is None or self.segment is not segment:
-            self.memo = Memo(_memo_of(segment))
+            self.memo = Memo(path_beside(segment.path, segment.identity[1]))
             self.segment = segment
         return self.memo
 
@@ -179,7 +179,9 @@ class Away:
 
     def _memo_seen(self) -> Memo | None:
         segment = self.lock.segment
-        return self.memo if self.segment is segment else Memo.seen(_memo_of(segment))
+        if self.segment is segment:
+            return self.memo
+        return Memo.seen(path_beside(segment.path, segment.identity[1]))
 
     def _asked(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
         self.between = True
@@ -536,10 +538,6 @@ class Away:
             self.lose(grant, "another has had it since")
         assert grant.lost is not None
         raise grant.lost
-
-
-def _memo_of(segment: Any) -> str:
-    return f"{segment.path}~grant.{segment.identity[1]}"
 
 
 _BETWEEN = {Away._asked.__code__, Away.part.__code__}

@@ -8,7 +8,6 @@ An engine is a module that has a Place, which reads its URL, and a Server (serve
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -17,14 +16,13 @@ from typing import Any, NoReturn, Protocol
 from .. import native
 from ..errors import IncompatibleError
 from ..process import at_fork
-from . import of_scheme
+from . import files, of_scheme
 from .base import Capabilities, Handle
 from .remote import far_mutex
 from .server import PATIENCE, Server
 
 _LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
-_MOST_NAME = 255
 
 
 class Place(Protocol):
@@ -187,7 +185,7 @@ class Resource:
     def __init__(self, engine: Engine, where: str, name: str, lease: float) -> None:
         self.where, self.name, self.lease = where, name, lease
         self._engine, self.scheme = engine, engine.scheme
-        self.local = of_scheme(_local_scheme()).named(_local_name(where, name))
+        self.local = of_scheme(_local_scheme()).named(files.name_there(where, name))
         self.path: str = self.local.path
 
     def attach(self) -> tuple[Any, int]:
@@ -222,10 +220,3 @@ class Resource:
 
 def _local_scheme() -> str:
     return "file" if native.missing else "shm"
-
-
-def _local_name(where: str, name: str) -> str:
-    whole = f"{where}/{name}"
-    if len(whole.encode()) <= _MOST_NAME:
-        return whole
-    return f"{where}/{hashlib.sha256(name.encode()).hexdigest()}"

@@ -32,9 +32,11 @@ from .. import native
 from ..errors import DeadlockError, IncompatibleError
 from ..owner import Owner
 from ..waiting import FOREVER, left, patience
+from . import waiters
 from .away import Away, owner_of
 from .store import Known
 from .tasking import current_task
+from .waiters import Waiter
 
 _RETRY = 0.05
 """For how long the local lock is waited for, by who brings news, seconds."""
@@ -172,6 +174,7 @@ class Remote(_Base):
     def _task_take(self, obj: object, method: bytes, patient: bool, /) -> bool:
         asks = patient and current_task() is not None and not self.away.may_pass_on()
         if asks and not (self.attached and self._mine()):
+            waiters.of_this_thread()  # whose name is told beside the task's
             return False  # a thread asks the store, and the loop goes on meanwhile
         if not super()._task_take(obj, method, patient):
             return False
@@ -247,6 +250,11 @@ class Remote(_Base):
             return here  # the store knows who asked for the grant, not who has it
         found = self.away.store.load(self.away.name, self.away.seen.known)
         return here if self.away.is_ours(found.nonce) else owner_of(found.holder)
+
+    def asker(self) -> Waiter | None:
+        """Who has the local lock, and not the store's yet; a look, as waiters() has one."""
+        here = super().owner()
+        return None if here is None or self.away.stays_here(True) else waiters.asking(here)
 
     def _known_owner(self) -> Owner | None:
         return self.away.holder() or super().owner()

@@ -56,7 +56,7 @@ def execute(options: argparse.Namespace) -> int:
 
         return stacks.show(options.stack, as_json if options.json else None)
     if options.name is not None:
-        found = [one for one in resources() if one.called == options.name]
+        found = [one for one in resources() if options.name in (one.called, one.name)]
         if not found:
             print(f"coheld: no resource named {options.name!r}", file=sys.stderr)
             return exits.NO_SUCH_RESOURCE
@@ -75,7 +75,7 @@ def execute(options: argparse.Namespace) -> int:
 def as_json(one: Resource) -> dict[str, Any]:
     """What programs get of a resource."""
     answer: dict[str, Any] = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place}
-    answer |= {"class": one.class_name or None, "holder": None}
+    answer |= {"store": one.store or None, "class": one.class_name or None, "holder": None}
     if holder := one.holder:
         answer["holder"] = {
             "pid": holder.pid,
