@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from . import native
-from .backends import files
+from .backends import backend_of, files
 from .backends import waiters as waiting
 from .backends.base import Handle
 from .backends.survey import Resource, survey
@@ -65,6 +66,23 @@ def resources() -> list[Resource]:
     locks of processes that have ended, and not been swept yet, may be among them.
     """
     return sorted(survey(files.lock_directory()), key=_busyness, reverse=True)
+
+
+def called(name: str) -> list[Resource]:
+    """Those of resources() that are called so; and the one of that name that the store of COHELD_BACKEND has, which is
+    asked who has it.
+
+    Raises: BackendError: if it cannot be asked.
+    """
+    found = resources()
+    backend: Any = backend_of(None)
+    if backend.CAPABILITIES.files or len(name.encode()) > files.LONGEST or (there := backend.seen(name)) is None:
+        return [one for one in found if name in (one.called, one.name)]
+    path = backend.named(name).path
+    part = next((one for one in found if one.place.rpartition(":")[0] == path), None)
+    part = part or Resource(name, "lock", backend.scheme, backend.where, store=backend.where)
+    others = [one for one in found if name in (one.called, one.name) and one.place != part.place]
+    return [replace(part, name=name, holder=there[1]), *others]
 
 
 def _busyness(resource: Resource) -> tuple[object, ...]:

@@ -11,15 +11,23 @@ import pytest
 
 import coheld
 from cli.commands import coheld as command
-from coheld import Lockable
+from coheld import Lockable, shared
 from coheld.backends import engine, files, renewing
+from coheld.cli import exits
 from coheld.graph import graph_of
+from coheld.inspecting import called
 from coheld.sight import see
 from coheld.testing.support import procs, states
 from engines import servers
 
 
 class Bed(Lockable):
+    bookings: int = shared(0)
+
+    @Lockable.locked
+    def book(self) -> None:
+        self.bookings += 1
+
     @Lockable.locked
     def use(self, link: procs.Link) -> None:
         link.say("used")
@@ -111,3 +119,64 @@ def test_who_waits_for_another_host_does_not_hold_it(there: Any) -> None:
             holder.tell("end")
             waiter.expect("had")
             assert waiter.result() is None and holder.result() is None
+
+
+def test_another_hosts_state_and_holder_are_shown(there: Any, where: str) -> None:
+    name = "lab/bed-1"
+    for arguments in (("show", name), ("ps", name)):
+        assert command(*arguments).returncode == exits.NO_SUCH_RESOURCE
+    with there() as worker:
+        worker.expect("used")
+        assert not coheld.resources()
+        shown = command("show", name).stdout
+        assert f"{name} at {where}: token " in shown and f"held by process {worker.pid} on lab-2, thread" in shown
+        assert "bookings" not in shown  # nothing was committed
+        assert f"held by process {worker.pid} on lab-2, thread MainThread in Bed.use" in command("ps", name).stdout
+        [one] = [json.loads(line) for line in command("ps", "--json", name).stdout.splitlines()]
+        assert (one["holder"]["pid"], one["holder"]["host"], one["holder"]["command"]) == (worker.pid, "lab-2", "")
+        assert (one["name"], one["store"], one["backend"], one["waiters"]) == (name, where, "redis", 0)
+        assert not coheld.resources() and os.listdir(files.lock_directory()) == []
+        worker.tell("end")
+        assert worker.result() is None
+    Bed(lock_name=name).book()
+    shown = json.loads(command("show", "--json", name).stdout)
+    assert shown["fields"] == {"bookings": {"type": "int", "value": 1}} and shown["holder"] is None
+    assert (shown["store"], shown["commits"]) == (where, None) and shown["token"] > 0
+
+
+def test_who_has_it_is_told_beside_who_wants_it_here(there: Any) -> None:
+    with there() as holder:
+        holder.expect("used")
+        with procs.start(want) as waiter:
+            states.wait_until(lambda: [one for one in coheld.resources() if one.waiting], "one of this host waits")
+            [one] = called("lab/bed-1")
+            assert one.holder is not None and (one.holder.pid, one.holder.host) == (holder.pid, "lab-2")
+            assert [found.pid for found in one.waiting] == [waiter.pid]
+            assert "nobody of this host has it" in command("ps", "--stack", "lab/bed-1").stdout
+            holder.tell("end")
+            waiter.expect("had")
+            assert waiter.result() is None and holder.result() is None
+
+
+def test_a_long_name_is_found_by_the_whole_of_it() -> None:
+    name = "b" * 255
+    with Lockable(lock_name=name):
+        [one] = called(name)
+        assert one.name == name and one.holder is not None and one.holder.pid == os.getpid()
+
+
+def test_what_cannot_be_asked_is_said_and_this_host_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COHELD_BACKEND", "redis://lab:SECRET@127.0.0.1:1/0")
+    for arguments in (("show", "x"), ("ps", "x"), ("rm", "x")):
+        done = command(*arguments)
+        assert done.returncode == exits.FAILED
+        assert "redis://127.0.0.1:1/0 cannot be reached" in done.stderr and "SECRET" not in done.stderr
+    assert command("ps").stdout == "no resources\n"
+
+
+def test_a_state_that_is_none_is_said_to_be_damaged(valkey: servers.Valkey) -> None:
+    Bed(lock_name="bed").book()
+    with valkey.client() as client:
+        client.hset("coheld:{bed}", "s", b"\x91\xc0")
+    done = command("show", "bed")
+    assert done.returncode == exits.FAILED and "the state of 'bed' is damaged" in done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coheld import BackendError, IncompatibleError, Lockable, token
+from coheld import BackendError, Lockable, token
 from coheld.backends import engine, renewing
 from coheld.testing.support import procs
 from engines import servers
@@ -131,11 +131,3 @@ def test_without_the_client_library_it_says_what_to_install() -> None:
         "Lockable(lock_name='x').acquire()"
     )
     assert "pip install 'coheld[redis]'" in procs.run(source)
-
-
-def test_the_state_is_not_shown_as_if_it_were_here(valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coheld.state.looking import look
-
-    monkeypatch.setenv("COHELD_BACKEND", valkey.url())
-    with pytest.raises(IncompatibleError, match="a store has it"):
-        look("x")

@@ -33,7 +33,8 @@ from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store, nu
 if TYPE_CHECKING:
     from .base import Handle
 
-_PASS_BITS = 12
+PASS_BITS = 12
+"""Of a token: a store gives the others, and the processes of a host count on in these."""
 _SLICE = 0.2
 """For how long who waits for a task looks away, seconds: nobody may want it any more."""
 _who = msgspec.msgpack.Decoder(tuple[str, int, int, int, str, str, float]).decode
@@ -104,7 +105,7 @@ class Away:
         memo = self._memo_here()
         if memo.passes_on(self.lease):
             memo.passes += 1
-            self._have(Grant(memo.nonce, memo.token << _PASS_BITS | memo.passes, memo.until / 1e9))
+            self._have(Grant(memo.nonce, memo.token << PASS_BITS | memo.passes, memo.until / 1e9))
         elif not self._asked(memo, deadline, stop):
             return False
         lock = self.lock
@@ -238,7 +239,7 @@ class Away:
             self.lock._flag(native.CREATED, False)  # of a store that was wiped since
         memo.begin(answer.token, until)
         self.elsewhere = b""
-        self._have(Grant(nonce, memo.token << _PASS_BITS | memo.passes, until))
+        self._have(Grant(nonce, memo.token << PASS_BITS | memo.passes, until))
         self.pending = answer.found if stale else None
 
     def _who(self) -> bytes:

@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 from .. import native
 from ..errors import IncompatibleError
+from ..owner import Owner
 from ..process import at_fork
 from . import files, of_scheme
+from .away import PASS_BITS, owner_of
 from .base import Capabilities, Handle
 from .remote import far_mutex
 from .server import PATIENCE, Server
+from .store import Found, Known
 
 _LEASE = 10.0
 _SHORTEST, _LONGEST = 0.1, 3600.0
@@ -168,6 +172,21 @@ class Backend:
 
     existing = named
 
+    def seen(self, name: str) -> tuple[Found, Owner | None] | None:
+        """By who only looks: what the server has of that name, with the first token of its last grant, and who has the
+        lock; None: nothing. Makes nothing. Raises: BackendError."""
+        resource = self.named(name)
+        found = resource.store().load(name, Known())
+        if not found.known.incarnation.strip(b"\0"):
+            return None
+        found = replace(found, token=found.token << PASS_BITS)
+        mutex = self.Mutex(resource)
+        try:
+            mutex.bind(*resource.find())
+        except FileNotFoundError:
+            return found, owner_of(found.holder)
+        return found, mutex.owner_by(found)
+
     def semaphore(self, name: str | None) -> tuple[Handle, Handle]:
         if name is not None:
             raise IncompatibleError(
@@ -192,9 +211,10 @@ class Resource:
         segment, offset = self.local.attach()
         return segment, int(offset)
 
-    def find(self) -> NoReturn:
-        """For who looks at the state without its class: it is not in this machine's memory."""
-        raise IncompatibleError(f"{self.label(0)}: its state is there, and is not shown yet", resource=self.name)
+    def find(self) -> tuple[Any, int]:
+        """The same, and nothing is made. Raises: FileNotFoundError: if this host has none."""
+        segment, offset = self.local.find()
+        return segment, int(offset)
 
     def retire(self, segment: Any) -> None:
         self.local.retire(segment)

@@ -34,7 +34,7 @@ from ..owner import Owner
 from ..waiting import FOREVER, left, patience
 from . import waiters
 from .away import Away, owner_of
-from .store import Known
+from .store import Found, Known
 from .tasking import current_task
 from .waiters import Waiter
 
@@ -248,8 +248,13 @@ class Remote(_Base):
         here = super().owner()
         if self.away.stays_here(here is not None):
             return here  # the store knows who asked for the grant, not who has it
-        found = self.away.store.load(self.away.name, self.away.seen.known)
-        return here if self.away.is_ours(found.nonce) else owner_of(found.holder)
+        return self.owner_by(self.away.store.load(self.away.name, self.away.seen.known))
+
+    def owner_by(self, found: Found) -> Owner | None:
+        """Who has it, where the store has just said that."""
+        here = super().owner()
+        ours = self.away.stays_here(here is not None) or self.away.is_ours(found.nonce)
+        return here if ours else owner_of(found.holder)
 
     def asker(self) -> Waiter | None:
         """Who has the local lock, and not the store's yet; a look, as waiters() has one."""

@@ -52,7 +52,7 @@ def _turn(owner: Owner | None) -> object:
 def _print(one: Resource, asked: dict[int, Stacks], stays: bool) -> None:
     name = one.called
     if not asked:
-        print(f"{name}: nobody has it")
+        print(f"{name}: nobody {'of this host ' * bool(one.store)}has it")
     for pid, stacks in asked.items():
         if one.holder is not None and one.holder.pid == pid:
             print(printable(f"{name}: held by {one.holder}{'' if stays else ', until a moment ago'}"))

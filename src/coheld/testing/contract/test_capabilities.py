@@ -10,7 +10,6 @@ import pytest
 
 from coheld import IncompatibleError, Lockable, Pool, Semaphore, ensure_held, lost, token
 from coheld.backends.base import Capabilities
-from coheld.state.looking import look
 from coheld.testing.contract.observe import CAPABILITIES, URL, is_free
 from coheld.testing.support import delays, procs, states
 
@@ -88,14 +87,6 @@ def test_semaphores_and_pools_have_names_or_are_refused_as_declared(make: Callab
     else:
         with pytest.raises(IncompatibleError, match=r"'x'.*local so far"):
             make()
-
-
-def test_show_looks_at_a_state_of_this_machine_or_refuses_as_declared() -> None:
-    if CAPABILITIES.files:
-        assert look("x") is None
-    else:
-        with pytest.raises(IncompatibleError, match=r"'x'.*a store has it"):
-            look("x")
 
 
 def test_semaphores_and_pools_without_a_name_are_always_there() -> None:
