@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ..process import at_fork
+from ..process import at_fork, start
 from .store import Alarm, Change, Store, number_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class _Renewer:
             self.tick = min(tick, self.tick or tick)
             if self.thread is None:
                 thread = threading.Thread(target=self._run, name="coheld leases", daemon=True)
-                thread.start()
+                start(thread)
                 self.thread = thread  # not before: an interrupt, or no room for it, would leave nobody to renew
             self.wake.set()
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from ..errors import BackendError, IncompatibleError
+from ..process import start
 from .store import Alarm, Bell, Found, Known, Store
 
 EPOCH = 1_704_067_200_000_000
@@ -106,7 +107,7 @@ class Server(Store):
         with self._guard:
             if self._listener is None or not self._listener.is_alive():
                 self._listener = self._listen()
-                self._listener.start()
+                start(self._listener)
             return self._listener
 
     # -- a question ----------------------------------------------------------------------------------------------------

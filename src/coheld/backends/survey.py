@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from .. import native
 from ..owner import Owner
 from ..process import start_of
-from . import beside, files, memo, waiters
+from . import beside, files, waiters
 from .classes import name_in
 from .record import CELL_SIZE, Cell
 from .waiters import Waiter
@@ -132,7 +132,7 @@ def _in_file(
                 cells = [(inode, offset), *(_gates(path, inode) if header.kind == files.SEMAPHORE else ())]
                 waiting = [waiter for cell in cells for waiter in waits.get(cell, ())]
                 holder = None if found[0] is None else names.tell(found[0], (inode, offset))
-                if holder is not None and _at_a_store(header) and not memo.is_here(memo.path_beside(path, inode)):
+                if holder is not None and _is_elsewhere(header, path, inode):
                     waiting.insert(0, waiters.asking(holder))
                     holder = None
                 one = _resource(header, path, offset, (holder, *found[1:]), register, waiting)
@@ -140,8 +140,13 @@ def _in_file(
                 yield replace(one, class_name=name_in(raw, number)) if number else one
 
 
-def _at_a_store(header: files.Header) -> bool:
-    return header.kind == files.NAMED and bool(files.where_and_name(_text(header.name))[0])
+def _is_elsewhere(header: files.Header, path: str, inode: int) -> bool:
+    """Is it the local lock of one that a store has, and not this host's?"""
+    if header.kind != files.NAMED or not files.where_and_name(_text(header.name))[0]:
+        return False
+    from . import memo  # few resources are in a store
+
+    return not memo.is_here(memo.path_beside(path, inode))
 
 
 def _gates(path: str, inode: int) -> Iterator[waiters.Cell]:
