@@ -67,6 +67,7 @@ def measure(plan: Plan) -> list[Line]:
             Line("round trips of a call that changes state", "", _trips(makers[peers.COHELD](), port), bar=TRIPS),
             *_alone(makers, plan),
             *_together(makers, plan),
+            *_trips_together(makers[peers.COHELD], port, plan),
             Line("release to the next owner: median", "s", _passed(url, plan), bar=HAND_OVER),
         ]
 
@@ -79,10 +80,20 @@ def _server() -> Iterator[int]:
 
 def _trips(count: Count, port: int) -> float:
     count.add()
-    client, calls = redis.Redis(port=port), 100
+
+    def calls() -> int:
+        for _ in range(100):
+            count.add()
+        return 100
+
+    return _trips_of(port, calls)
+
+
+def _trips_of(port: int, work: Callable[[], int]) -> float:
+    """For each of the calls whose number work() returns, how often a script was asked for."""
+    client = redis.Redis(port=port)
     client.config_resetstat()
-    for _ in range(calls):
-        count.add()
+    calls = work()
     stats: Any = client.info("commandstats")
     return float(sum(of["calls"] for name, of in stats.items() if name.startswith("cmdstat_eval")) / calls)
 
@@ -105,8 +116,24 @@ def _together(makers: dict[str, Callable[[], Any]], plan: Plan) -> list[Line]:
     return lines
 
 
+def _trips_together(make: Callable[[], Any], port: int, plan: Plan) -> list[Line]:
+    return [
+        Line(
+            f"round trips of a call, {PROCESSES} processes of a host whose calls {what}",
+            "",
+            _trips_of(port, partial(_calls, make, method, plan.turns / 3)),
+        )
+        for what, method in (("change nothing", "use"), ("change state", "add"))
+    ]
+
+
 def _rate(make: Callable[[], Any], method: str, seconds: float) -> float:
     """Calls of all processes in a second."""
+    return _calls(make, method, seconds) / seconds
+
+
+def _calls(make: Callable[[], Any], method: str, seconds: float) -> int:
+    """How many all processes make in so long."""
 
     def calls() -> int:
         call, done, end = getattr(make(), method), 0, time.monotonic() + seconds
@@ -115,7 +142,7 @@ def _rate(make: Callable[[], Any], method: str, seconds: float) -> float:
             done += 1
         return done
 
-    return sum(workers.together([calls] * PROCESSES)) / seconds
+    return sum(workers.together([calls] * PROCESSES))
 
 
 def _passed(url: str, plan: Plan) -> float:
