@@ -130,7 +130,7 @@ def blocked(pid: int, tid: int) -> set[int]:
 
 
 def test_it_is_renewed_and_given_back_and_the_next_host_has_it(valkey: servers.Valkey, proxy: Proxy) -> None:
-    assert command("run", "job", "--", "sleep", str(2 * LEASE)).returncode == 0
+    assert command("run", "job", "--", "sleep", str(1.5 * LEASE)).returncode == 0
     with valkey.client() as client:
         assert not client.hexists("coheld:{job}", "g")
     inner = [*COHELD, "run", "--no-wait", "job", "true"]

@@ -190,7 +190,9 @@ class RedisServer(Server):
         except errors.TimeoutError as error:
             raise Unreachable(plain(error)) from None
         except (errors.ConnectionError, OSError) as error:
-            raise Broken(plain(error)) from None
+            if "CERTIFICATE_VERIFY_FAILED" in (text := plain(error)):
+                self._distrust(text, name)
+            raise Broken(text) from None
         except errors.RedisError as error:
             raise Unreachable(plain(error)) from None
 

@@ -133,6 +133,12 @@ class Server(Store):
     def _refuse(self, why: str, name: str) -> NoReturn:
         raise BackendError(f"{self.where} refuses: {why}; trying again does not help by itself", resource=name)
 
+    def _distrust(self, why: str, name: str) -> NoReturn:
+        raise BackendError(
+            f"{self.where} does not prove that it is the one: {why}; trying again does not help by itself",
+            resource=name or self.where,
+        )
+
     def _foreign(self, name: str, why: str) -> IncompatibleError:
         return IncompatibleError(f"{self.where}: another program has what {name!r} needs: {why}", resource=name)
 
