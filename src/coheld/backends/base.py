@@ -424,13 +424,45 @@ def gate(*token: Any) -> Handle:
     return made
 
 
+def _found(scheme: str, *where: Any) -> Handle:
+    """Where this process has not that backend: what says so at its first call."""
+    try:
+        backend = of_scheme(scheme)
+    except (CoheldError, ValueError) as error:
+        backend, resource = of_scheme("file" if native.missing else "shm"), _Missing(scheme, where, error)
+    else:
+        resource = backend.resource(*where)
+    made: Handle = backend.Mutex(resource)
+    return made
+
+
+class _Missing:
+    """What such a lock has for a resource."""
+
+    named = True
+    path = ""
+
+    def __init__(self, scheme: str, where: tuple[object, ...], error: Exception) -> None:
+        self.scheme, self._where, self._error = scheme, where, error
+
+    def attach(self) -> NoReturn:
+        raise IncompatibleError(f"{self.label(0)} cannot be used here: {self._error}")
+
+    def retire(self, segment: Any) -> None:
+        """There is none."""
+
+    def token(self, _offset: int) -> tuple[object, ...]:
+        return self._where
+
+    def label(self, _offset: int) -> str:
+        return f"a lock of {self.scheme}:"
+
+
 def handle(*token: Any) -> Handle:
     """What a pickled Mutex is loaded by. Never raises: what cannot be reached raises at the first call."""
     if found := _handles.known.get(token):
         return found
-    scheme, *where = token
-    backend = of_scheme(scheme)
-    mutex: Handle = known(token, lambda: backend.Mutex(backend.resource(*where)))
+    mutex: Handle = known(token, lambda: _found(*token))
     with suppress(CoheldError, OSError):
         mutex.attach()
     return mutex

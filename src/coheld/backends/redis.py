@@ -265,7 +265,7 @@ class _Listener(Listener):
 
     _server: RedisServer
 
-    def _stir(self) -> None:
+    def stir(self) -> None:
         self._server.call((b"PUBLISH", self._channel(""), b""), "")
 
     def _channel(self, name: str) -> str:

@@ -69,50 +69,70 @@ def backends() -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def coheld_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def coheld_dir(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Iterator[Path]:
     """The private segments directory of this test; every process it starts inherits it by COHELD_DIR."""
     with hygiene.private_directory() as directory:
         monkeypatch.setenv("COHELD_DIR", str(directory))
         for backend in backends():
             monkeypatch.setattr(backend._process, "arena", None)  # the next anonymous lock lands in this directory
-        with hygiene.nothing_left(), _in_a_store(monkeypatch):
+        with hygiene.nothing_left(), _in_a_store(monkeypatch, pytestconfig):
             yield directory
 
 
 @contextmanager
-def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_a_store(monkeypatch: pytest.MonkeyPatch, config: pytest.Config) -> Iterator[None]:
     """Where a store is asked for (COHELD_BACKEND), locks without a name are put there as well, by one that nobody else
     has: else most of the contract would be asked of this machine's memory.  Its threads end with the test, and each
     finds it empty."""
-    if (url := default()).partition(":")[0] in ("shm", "file"):
+    url = default()
+    if (backend := backend_of(url)).CAPABILITIES.files:
         yield
         return
-    here = backend_of(url).anonymous
+    here = backend.anonymous
 
     def make(cls: type | None) -> Any:
         return here(cls) if cls is Ledger else mutex.named(f"anonymous-{uuid.uuid4()}")  # no pool is in a store
 
     monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: make)
-    _empty_store(url)
+    _empty_store(url, config)
     base._handles.known.clear()  # of earlier tests, which are not collected yet: a name there says no directory
     yield
     import_module("coheld.backends.renewing").end()
-    _empty_store(url)
+    _empty_store(url, config)
     import_module("coheld.backends.engine").close()
 
 
 _emptied: set[str] = set()
 
 
-def _empty_store(url: str) -> None:
+class Hooks:
+    """Of this plugin, for others."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_coheld_locks(self, url: str) -> Iterator[str] | None:
+        """The name of each lock at that URL, which is forgotten when the next is asked for; None: it is none of this
+        backend, which is not coheld's own."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
+
+
+def _empty_store(url: str, config: pytest.Config) -> None:
     """Raises: AssertionError: if there are locks in it before the first test; they are somebody's."""
+    emptied = url in _emptied
+    for name in config.hook.pytest_coheld_locks(url=url) or _names_in_redis(url):
+        assert emptied, f"{url} has locks already, as {name}; give the tests a database of their own"
+    _emptied.add(url)
+
+
+def _names_in_redis(url: str) -> Iterator[str]:
+    """And they are not there any more when the next one is asked for."""
     client = import_module("redis").Redis.from_url(import_module("coheld.backends.redis").Place(url).url)
     with closing(client):
-        names = list(client.scan_iter(match="coheld:*", count=1000))
-        assert not names or url in _emptied, f"{url} has locks already; give the tests a database of their own"
-        if names:
-            client.delete(*names)
-    _emptied.add(url)
+        for name in client.scan_iter(match="coheld:*", count=1000):
+            yield name
+            client.delete(name)
 
 
 @pytest.fixture(autouse=True)
