@@ -166,7 +166,7 @@ class Listener(threading.Thread, ABC):
         self._ended = False
 
     @abstractmethod
-    def _stir(self) -> None:
+    def stir(self) -> None:
         """By another thread: look again what is wanted. Raises: BackendError."""
 
     @abstractmethod
@@ -178,7 +178,7 @@ class Listener(threading.Thread, ABC):
         """Blocks until it has."""
         self._ended = True
         with suppress(BackendError):
-            self._stir()
+            self.stir()
         self.join(self._server.patience)
 
     def add(self, name: str) -> None:
@@ -188,7 +188,7 @@ class Listener(threading.Thread, ABC):
             ready = self._wanted.setdefault(name, threading.Event())
         if ready.is_set():
             return
-        self._stir()
+        self.stir()
         if not ready.wait(self._server.patience):
             raise BackendError(
                 f"{self._server.where} cannot be reached, or does not answer; trying again may work",
