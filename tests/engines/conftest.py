@@ -21,3 +21,19 @@ def valkey(valkey_session: servers.Valkey) -> Iterator[servers.Valkey]:
     pid = valkey_session.pid
     yield valkey_session
     assert valkey_session.running and valkey_session.pid == pid, "the server of all tests was killed by this one"
+
+
+@pytest.fixture(scope="session")
+def postgresql_session() -> Iterator[servers.Postgresql]:
+    """What `postgresql` gives to each test."""
+    with servers.postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql(postgresql_session: servers.Postgresql) -> Iterator[servers.Postgresql]:
+    """A server without any data, that other tests have used and will use."""
+    postgresql_session.flush()
+    pid = postgresql_session.pid
+    yield postgresql_session
+    assert postgresql_session.running and postgresql_session.pid == pid, "the server of all tests was killed by this"

@@ -32,6 +32,9 @@ _SETTLED = ("host", "hostaddr", "port", "dbname", "service", "servicefile", "cli
 """Options of libpq by which a server would not be the one that messages name, or answer what is not understood."""
 _MISSING = ("42883", "3F000", "42P01")
 """SQLSTATE: no such function, schema or table."""
+_LOOKS_AFTER_CLIENTS = 140000
+_LOOK_AFTER_US = b"SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)"
+"""A session that waits there for long ends half a second after its client."""
 _PREPARING = 0x636F68656C64
 """The number of the lock under which the schema is made."""
 
@@ -229,7 +232,7 @@ class PostgresqlServer(Server):
         while self._idle:
             with suppress(IndexError):  # another thread was first
                 session = self._idle.pop()
-                if session.is_silent():
+                if session.is_there():
                     return session
                 session.close()
         return self.connect()
@@ -261,6 +264,8 @@ class PostgresqlServer(Server):
         try:
             session = self._session()
             try:
+                if session.version >= _LOOKS_AFTER_CLIENTS:
+                    session.ask(_LOOK_AFTER_US)
                 session.send(_statements()["attend"], key, max(1, int(seconds * 1000)))
             except BaseException:
                 session.close()

@@ -63,6 +63,7 @@ class Session:
         self._pq = self._connect(conninfo.encode())
         self.socket = int(self._pq.socket)
         self._mark = _remember(self.socket)
+        self.version = int(self._pq.server_version)
         try:
             answer = self.ask(_BEGIN, f"{int(patience * 1000)}")
         except BaseException:
@@ -102,11 +103,10 @@ class Session:
         _forget(self.socket, self._mark)
         self._pq.finish()
 
-    def is_silent(self) -> bool:
-        """Nothing is to be read: no end, and nothing that nobody has asked for."""
-        try:
-            wait(self.socket, READS, 0)
-        except Unreachable:
+    def is_there(self) -> bool:
+        """As far as this end of it knows: the server has not closed it. Never blocks, and keeps the interpreter."""
+        with suppress(Broken):
+            self._consume()
             return True
         return False
 

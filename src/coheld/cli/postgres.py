@@ -3,7 +3,6 @@
 It does not run as root; there it gets a user namespace, in which it is somebody else. It ends with who has started it.
 """
 
-import os
 import socket
 import subprocess
 import sys

@@ -4,7 +4,7 @@ import platform
 import random
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -106,13 +106,30 @@ _emptied: set[str] = set()
 
 def _empty_store(url: str) -> None:
     """Raises: AssertionError: if there are locks in it before the first test; they are somebody's."""
+    emptied = url in _emptied
+    names = _names_in_postgresql(url) if url.startswith("postgresql") else _names_in_redis(url)
+    for name in names:
+        assert emptied, f"{url} has locks already, as {name}; give the tests a database of their own"
+    _emptied.add(url)
+
+
+def _names_in_redis(url: str) -> Iterator[str]:
+    """And they are not there any more when the next one is asked for."""
     client = import_module("redis").Redis.from_url(import_module("coheld.backends.redis").Place(url).url)
     with closing(client):
-        names = list(client.scan_iter(match="coheld:*", count=1000))
-        assert not names or url in _emptied, f"{url} has locks already; give the tests a database of their own"
-        if names:
-            client.delete(*names)
-    _emptied.add(url)
+        for name in client.scan_iter(match="coheld:*", count=1000):
+            yield name
+            client.delete(name)
+
+
+def _names_in_postgresql(url: str) -> Iterator[str]:
+    """The same."""
+    psycopg = import_module("psycopg")
+    conninfo = import_module("coheld.backends.postgresql").Place(url).conninfo
+    with psycopg.connect(conninfo, autocommit=True) as client, suppress(psycopg.errors.UndefinedTable):
+        for (name,) in client.execute("SELECT name FROM coheld.lock").fetchall():
+            yield name
+            client.execute("DELETE FROM coheld.lock WHERE name = %s", [name])
 
 
 @pytest.fixture(autouse=True)
