@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import redis
@@ -54,6 +54,22 @@ class Server(ABC):
     @abstractmethod
     def url(self) -> str:
         """With user and password, where it asks for them."""
+
+    @abstractmethod
+    def waiting(self, name: str, alive: bool = False) -> list[Any]:
+        """The processes that wait for that lock; those that listen."""
+
+    @abstractmethod
+    def lease_end(self, name: str) -> int | None:
+        """Of who has the lock, microseconds of the server's clock."""
+
+    @abstractmethod
+    def is_heard(self, name: str) -> bool:
+        """Does anybody listen for the news of that lock?"""
+
+    @abstractmethod
+    def asking(self, verb: str) -> bytes:
+        """What is in a request that asks for it."""
 
     @abstractmethod
     def _command(self) -> list[str]:
@@ -177,6 +193,23 @@ class Valkey(Server):
         options = {"socket_timeout": delays.LONG, "retry": Retry(NoBackoff(), 0), **options}
         return redis.Redis.from_url(self.url(database), **options)
 
+    def waiting(self, name: str, alive: bool = False) -> list[Any]:
+        with self.client() as client:
+            found: Any = client.zrange(f"coheld:{{{name}}}:waiting", 0, -1)
+            return [one for one in found if not alive or client.pubsub_numsub(f"coheld:wake:{one.decode()}")[0][1]]
+
+    def lease_end(self, name: str) -> int | None:
+        with self.client() as client:
+            found: Any = client.hget(f"coheld:{{{name}}}", "u")
+        return found and int(found)
+
+    def is_heard(self, name: str) -> bool:
+        with self.client() as client:
+            return bool(client.pubsub_numsub(f"coheld:news:coheld:{{{name}}}")[0][1])
+
+    def asking(self, verb: str) -> bytes:
+        return b"EVALSHA"
+
     def flush(self) -> None:
         """Forget the data of all databases, and all scripts."""
         with self.client() as client:
@@ -255,10 +288,39 @@ class Postgresql(Server):
         """Each statement is a transaction. For a `with` block."""
         return psycopg.connect(self.url(), autocommit=True, connect_timeout=int(delays.LONG))
 
-    def flush(self) -> None:
-        """Forget all that was put there; the server's other sessions end."""
+    def one(self, query: "LiteralString", *values: object) -> Any:
+        """The first value of the answer."""
         with self.client() as client:
-            client.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            row = client.execute(query, values).fetchone()
+        return row and row[0]
+
+    def waiting(self, name: str, alive: bool = False) -> list[Any]:
+        found: list[int] = self.one("SELECT waiting FROM coheld.lock WHERE name = %s", name) or []
+        return [key for key in found if not alive or self.is_taken(key)]
+
+    def is_taken(self, key: int) -> bool:
+        """By a session that listens: its session key."""
+        return not self.one("SELECT pg_try_advisory_lock_shared(%s)", key)
+
+    def lease_end(self, name: str) -> int | None:
+        end: int | None = self.one("SELECT u FROM coheld.lock WHERE name = %s", name)
+        return end
+
+    def is_heard(self, name: str) -> bool:
+        number = self.one("SELECT hashtextextended('coheld:news:' || %s, 0)", name)
+        return not self.one("SELECT pg_try_advisory_lock(%s)", number)
+
+    def asking(self, verb: str) -> bytes:
+        return f"coheld.{verb}".encode()
+
+    def end_sessions(self) -> None:
+        """Of all clients: those of killed ones may be there still."""
+        others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        states.wait_until(lambda: self.one(f"SELECT count(pg_terminate_backend(pid)) {others}") == 0, "they end")
+
+    def flush(self) -> None:
+        """Forget all that was put there."""
+        with self.client() as client:
             client.execute("DROP SCHEMA IF EXISTS coheld CASCADE")
             client.execute("DROP SCHEMA public CASCADE")
             client.execute("CREATE SCHEMA public")

@@ -31,6 +31,7 @@ _DECODE: dict[int, Callable[[bytes], Any]] = {
     23: lambda raw: int.from_bytes(raw, "big", signed=True),
 }
 """Of a type's number: bool, bytea, int8, int4."""
+_NAME = 60
 _BEGIN = b"""SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('lock_timeout', $1, false),
     pg_catalog.set_config('default_transaction_isolation', 'read committed', false)"""
 
@@ -59,7 +60,7 @@ class Session:
     def __init__(self, conninfo: str, where: str, patience: float) -> None:
         self._psycopg = client_library()
         self._patience = patience
-        self._prepared: dict[bytes, bytes] = {}
+        self._prepared: set[bytes] = set()
         self._pq = self._connect(conninfo.encode())
         self.socket = int(self._pq.socket)
         self._mark = _remember(self.socket)
@@ -147,12 +148,11 @@ class Session:
         return said
 
     def _send(self, statement: bytes, values: Sequence[Value], deadline: float) -> None:
-        name = self._prepared.get(statement)
-        if name is None:
-            name = b"coheld%d" % len(self._prepared)
+        name = statement[:_NAME]  # no two begin with the same
+        if name not in self._prepared:
             self._do(self._pq.send_prepare, name, statement)
             self._result(deadline)
-            self._prepared[statement] = name
+            self._prepared.add(name)
         raw = [_raw(value) for value in values]
         self._do(self._pq.send_query_prepared, name, raw, [type(value) is bytes for value in values], 1)
 

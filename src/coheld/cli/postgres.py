@@ -66,10 +66,10 @@ def command(data: Path, port: int, **settings: Any) -> list[str]:
 
 
 def answers(port: int) -> bool:
-    """Does it let clients in?  The first bytes of the protocol: without a user it says an error of its own."""
+    """Does it let clients in?  A user that there is not is told so; or, by SQLSTATE, that it is too early."""
     try:
         with socket.create_connection(("127.0.0.1", port), 1) as connection:
-            connection.sendall(b"\0\0\0\x0c\0\3\0\0u\0\0\0")  # startup message of protocol 3.0
+            connection.sendall(b"\0\0\0\x10\0\3\0\0user\0-\0\0")  # startup message of protocol 3.0
             return b"57P03" not in (said := connection.recv(4096)) and bool(said)
     except OSError:
         return False
