@@ -149,8 +149,11 @@ BEGIN
             IF NOT _queue OR place > 0 THEN watched := NULL; END IF;
             RETURN;
         END IF;
-        IF f.g IS NOT NULL THEN f.r := coalesce(f.r, f.w); END IF;
         IF f.waiting[1] = _key THEN f.waiting := f.waiting[2:]; END IF;
+        IF f.g IS NOT NULL THEN
+            f.r := coalesce(f.r, f.w);
+            IF f.waiting[1] IS NOT NULL THEN PERFORM coheld.wake_VERSION(f.waiting[1], _name); END IF;  -- it sits here
+        END IF;
     END IF;
 
     token := greatest(now, f.t + 1);
