@@ -59,11 +59,11 @@ DO $$ BEGIN
 END $$;
 
 CREATE OR REPLACE FUNCTION coheld.now_VERSION() RETURNS bigint LANGUAGE sql VOLATILE AS $$
-    SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint
+    SELECT (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000000)::bigint
 $$;
 
 CREATE OR REPLACE FUNCTION coheld.run_VERSION() RETURNS bigint LANGUAGE sql STABLE AS $$
-    SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint
+    SELECT (pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint
 $$;
 
 CREATE OR REPLACE FUNCTION coheld.news_VERSION(_name text) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
@@ -72,6 +72,11 @@ $$;
 
 CREATE OR REPLACE FUNCTION coheld.wake_VERSION(_key bigint, _name text) RETURNS void LANGUAGE sql VOLATILE AS $$
     SELECT pg_catalog.pg_notify('coheld_wake_' || pg_catalog.to_hex(_key), _name)
+$$;
+
+CREATE OR REPLACE FUNCTION coheld.tell_VERSION(_loud boolean, _name text) RETURNS void LANGUAGE sql VOLATILE AS $$
+    SELECT pg_catalog.pg_notify('coheld_news_' || pg_catalog.to_hex(coheld.news_VERSION(_name)), _name)
+        WHERE _loud AND NOT pg_catalog.pg_try_advisory_xact_lock(coheld.news_VERSION(_name))
 $$;
 
 -- The lock, if it is free and it is the caller's turn: wait is null then.  state: if it is not the one that is known.
@@ -94,6 +99,15 @@ DECLARE
     place int := 0;
 BEGIN
     PERFORM pg_catalog.set_config('synchronous_commit', 'off', true);
+    now := coheld.now_VERSION();
+    UPDATE coheld.lock SET  -- most often nobody has it, wants it or has lost it
+        g = _nonce, u = now + _lease, w = _who, t = greatest(now, t + 1),
+        k = CASE WHEN _present THEN _key END, b = coheld.run_VERSION()
+        WHERE name = _name AND g IS NULL AND n IS NULL AND r IS NULL AND i IS NOT NULL AND waiting = '{}'
+        RETURNING t, i, v, c, CASE WHEN v <> 0 AND (v <> _version OR i <> _incarnation) THEN s END
+        INTO token, incarnation, version, created, state;
+    IF FOUND THEN RETURN; END IF;
+
     LOOP
         SELECT g, u, w, k, b, d, t, i, v, c, r, n, e, waiting INTO f FROM coheld.lock WHERE name = _name FOR UPDATE;
         EXIT WHEN FOUND;
@@ -185,6 +199,20 @@ BEGIN
     IF _state IS NULL AND NOT _recovered AND NOT _created THEN
         PERFORM pg_catalog.set_config('synchronous_commit', 'off', true);
     END IF;
+    now := coheld.now_VERSION();
+    IF _keep IS NULL THEN
+        UPDATE coheld.lock SET  -- most often nobody wants it
+            g = NULL, u = NULL, w = NULL, k = NULL, b = NULL, d = NULL, l = _number, s = coalesce(_state, s),
+            v = CASE WHEN _state IS NULL THEN v ELSE greatest(v + 1, now) END, c = c OR _created,
+            r = CASE WHEN NOT _recovered THEN r END
+            WHERE name = _name AND g = _nonce AND waiting = '{}' AND NOT coalesce(
+                pg_catalog.substr(l, 1, 16) = g AND pg_catalog.substr(l, 17) >= pg_catalog.substr(_number, 17), false)
+            RETURNING v INTO version;
+        IF FOUND THEN
+            PERFORM coheld.tell_VERSION(_loud, _name);
+            RETURN;
+        END IF;
+    END IF;
     SELECT g, v, l, n, e, waiting INTO f FROM coheld.lock WHERE name = _name FOR UPDATE;
     IF f.l = _number THEN
         version := f.v;
@@ -194,7 +222,6 @@ BEGIN
         OR (pg_catalog.substr(f.l, 1, 16) = f.g AND pg_catalog.substr(f.l, 17) > pg_catalog.substr(_number, 17)) THEN
         RETURN;
     END IF;
-    now := coheld.now_VERSION();
     version := CASE WHEN _state IS NULL THEN f.v ELSE greatest(f.v + 1, now) END;
     IF _keep IS NOT NULL THEN
         UPDATE coheld.lock SET
@@ -218,9 +245,7 @@ BEGIN
             l = _number, v = version, s = coalesce(_state, s), c = c OR _created, r = CASE WHEN NOT _recovered THEN r END
             WHERE name = _name;
     END IF;
-    IF _loud AND NOT pg_catalog.pg_try_advisory_xact_lock(coheld.news_VERSION(_name)) THEN
-        PERFORM pg_catalog.pg_notify('coheld_news_' || pg_catalog.to_hex(coheld.news_VERSION(_name)), _name);
-    END IF;
+    PERFORM coheld.tell_VERSION(_loud, _name);
 END $$;
 
 -- The lease begins anew.  _durable: with that, all that was granted so far is on the disk.
@@ -256,7 +281,7 @@ BEGIN
             EXIT;
         END IF;
     END LOOP;
-    PERFORM pg_catalog.pg_notify('coheld_news_' || pg_catalog.to_hex(coheld.news_VERSION(_name)), _name);
+    PERFORM coheld.tell_VERSION(true, _name);
     RETURN true;
 END $$;
 

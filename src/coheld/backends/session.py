@@ -60,6 +60,7 @@ class Session:
     def __init__(self, conninfo: str, where: str, patience: float) -> None:
         self._psycopg = client_library()
         self._patience = patience
+        self._fatal = self._psycopg.pq.ExecStatus.FATAL_ERROR
         self._prepared: set[bytes] = set()
         self._pq = self._connect(conninfo.encode())
         self.socket = int(self._pq.socket)
@@ -172,17 +173,21 @@ class Session:
 
     def _result(self, deadline: float) -> Any:
         """The last one of the question. Raises: Refusal: it, or one before, is an error."""
-        self._flush(deadline)
         pq, last, failed = self._pq, None, None
-        while True:
-            while pq.is_busy():
-                wait(self.socket, READS, deadline)
-                self._consume()
-            if (result := self._do(pq.get_result)) is None:
-                break
-            last = result
-            if result.status == self._psycopg.pq.ExecStatus.FATAL_ERROR:
-                failed = failed or result
+        try:
+            if pq.flush():
+                self._flush(deadline)
+            while True:
+                while pq.is_busy():
+                    wait(self.socket, READS, deadline)
+                    pq.consume_input()
+                if (result := pq.get_result()) is None:
+                    break
+                last = result
+                if result.status == self._fatal:
+                    failed = failed or result
+        except self._psycopg.Error as error:
+            raise Broken(plain(error)) from None
         if failed is not None:
             self._fail(failed)
         return last
