@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ _SETTLED = ("host", "hostaddr", "port", "dbname", "service", "servicefile", "cli
 """Options of libpq by which a server would not be the one that messages name, or answer what is not understood."""
 _MISSING = ("42883", "3F000", "42P01")
 """SQLSTATE: no such function, schema or table."""
+_SITS_AFTER = 0.1
+"""Seconds."""
 _LOOKS_AFTER_CLIENTS = 140000
 _LOOK_AFTER_US = b"SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)"
 """A session that waits there for long ends half a second after its client."""
@@ -92,8 +95,10 @@ def _database(path: str) -> str:
 
 @dataclass
 class _Post:
-    """Who waits first for some locks sits at the key of who has them.  session: None: it is on its way there."""
+    """Who waits first for some locks sits at the key of who has them.  session: None: it is on its way there.  until:
+    by time.monotonic()."""
 
+    until: float
     names: set[str] = field(default_factory=set)
     session: Session | None = None
 
@@ -107,6 +112,7 @@ class PostgresqlServer(Server):
         self.present = False
         """Has a session of this process the key, as far as it knows?"""
         self.posts: dict[int, _Post] = {}
+        self._found_at: dict[str, int] = {}  # of each lock that is waited for first: the key of its holder
         self._conninfo = place.conninfo
         self._idle: deque[Session] = deque()  # those that nobody uses now
         self._arrived = False
@@ -123,9 +129,9 @@ class PostgresqlServer(Server):
         )
         token, incarnation, version, created, state, dead, wait, holder, watched = row
         if wait is not None:
-            if watched is not None:
-                self._attend(watched, wait / 1e6, name)
-            return Refused(wait / 1e6, holder)
+            seconds = wait / 1e6
+            return Refused(seconds if watched is None else self._attend(name, watched, seconds), holder)
+        self._found_at.pop(name, None)
         self._queue_anew(name)
         return Granted(token - EPOCH, self._found(name, incarnation, version, state, ask.known), dead or b"", created)
 
@@ -158,6 +164,7 @@ class PostgresqlServer(Server):
             raise self._foreign(name, "it is no lock of coheld") from None
 
     def leave(self, name: str) -> None:
+        self._found_at.pop(name, None)
         self._do("leave", name, self.key)
         self._queue_anew(name)
 
@@ -252,31 +259,36 @@ class PostgresqlServer(Server):
 
     # -- who waits first -----------------------------------------------------------------------------------------------
 
-    def _attend(self, key: int, seconds: float, name: str) -> None:
-        """A session sits at the key of who has the lock, for so long; the thread that listens looks after it.  If none
-        can be had, it is the lease that ends: so is the wait of who asks here."""
+    def _attend(self, name: str, key: int, seconds: float) -> float:
+        """By who waits first for what the process of that key has, and may wait for so long: how long it should, if
+        nobody wakes it before.  Most holds are short; only who finds the same key again has somebody sit there."""
+        if self._found_at.get(name) != key:
+            self._found_at[name] = key
+            return min(seconds, _SITS_AFTER)
         with self._guard:
             sits = key in self.posts
-            post = self.posts.setdefault(key, _Post())
-            post.names.add(name)
-        if sits:
-            return
+            self.posts.setdefault(key, _Post(time.monotonic() + seconds)).names.add(name)
+        if not sits:
+            self._listening().stir()
+        return seconds
+
+    def sit(self, key: int) -> None:
+        """By the thread that listens: a session sits at that key, if one can be had.  If not, the lease ends, and so
+        does the wait."""
+        post = self.posts[key]
         try:
-            session = self._session()
+            session = self._session() if len(self._idle) > 1 else self.connect()
             try:
                 if session.version >= _LOOKS_AFTER_CLIENTS:
                     session.ask(_LOOK_AFTER_US)
-                session.send(_statements()["attend"], key, max(1, int(seconds * 1000)))
+                left = post.until - time.monotonic()
+                session.send(_statements()["attend"], key, max(1, int(left * 1000)))
             except BaseException:
                 session.close()
                 raise
             post.session = session
-            self._listening().stir()
         except (Unreachable, Refusal):
             self.posts.pop(key, None)
-        except BaseException:
-            self.posts.pop(key, None)
-            raise
 
     def attended(self, key: int) -> None:
         """By the thread that listens: something is said to who sits there."""
@@ -363,6 +375,8 @@ class _Listener(Listener):
 
     def _sleep(self, session: Session) -> None:
         """Until somebody says something; who says nothing for long is asked whether it is there."""
+        for key in [key for key, post in list(self._server.posts.items()) if post.session is None]:
+            self._server.sit(key)
         posts = {post.session.socket: key for key, post in list(self._server.posts.items()) if post.session is not None}
         ready = wait_for_any([session.socket, self._ear.fileno(), *posts], self._patience())
         for fd in ready & posts.keys():

@@ -18,7 +18,7 @@
 -- was cut and the process connects anew.  Nobody can tell one from the other at that moment, so for a holder:
 --
 --   key                  d        what becomes of the grant
---   taken                -        its lease stands; who waits first sits at the key (attend), and sleeps
+--   taken                -        its lease stands; who waits first has a session sit at the key (attend)
 --   free, first seen     is set   its lease stands: a process that lives has taken its key again within GRACE
 --   free, GRACE later    is set   over: the next in turn has it, and is told who was lost
 --   taken again          cleared  by who looks; and the process that has taken it renews its leases at once, which

@@ -76,9 +76,9 @@ def answers(port: int) -> bool:
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """One that runs; its URL."""
-    with tempfile.TemporaryDirectory(prefix="coheld-postgresql-") as directory, socket.socket() as free:
+def server(beside: str | None = None) -> Iterator[str]:
+    """One that runs; its URL. Its data is in a directory of its own, there or where temporary files are."""
+    with tempfile.TemporaryDirectory(prefix="coheld-postgresql-", dir=beside) as directory, socket.socket() as free:
         make(data := Path(directory) / "data")
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
