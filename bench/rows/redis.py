@@ -65,10 +65,10 @@ def measure(plan: Plan) -> list[Line]:
         }
         return [
             Line("round trips of a call that changes state", "", _trips(makers[peers.COHELD](), port), bar=TRIPS),
-            *_alone(makers, plan),
+            *alone(makers, plan, REDIS_PY, CHANGES),
             *_together(makers, plan),
             *_trips_together(makers[peers.COHELD], port, plan),
-            Line("release to the next owner: median", "s", _passed(url, plan), bar=HAND_OVER),
+            Line("release to the next owner: median", "s", passed(url, plan), bar=HAND_OVER),
         ]
 
 
@@ -98,12 +98,12 @@ def _trips_of(port: int, work: Callable[[], int]) -> float:
     return float(sum(of["calls"] for name, of in stats.items() if name.startswith("cmdstat_eval")) / calls)
 
 
-def _alone(makers: dict[str, Callable[[], Any]], plan: Plan) -> list[Line]:
+def alone(makers: dict[str, Callable[[], Any]], plan: Plan, peer: str, bars: dict[str, Bar]) -> list[Line]:
     lines = []
     for what, call in (("changes nothing", "it.use()"), ("changes state", "it.add()")):
         measures = {name: calibrated(call, make(), plan.loop) for name, make in makers.items()}
         samples = in_rounds(measures, plan.rounds)
-        lines += against(f"a call that {what}", "s", samples, CHANGES if "state" in what else {REDIS_PY: None})
+        lines += against(f"a call that {what}", "s", samples, bars if "state" in what else {peer: None})
     return lines
 
 
@@ -145,7 +145,7 @@ def _calls(make: Callable[[], Any], method: str, seconds: float) -> int:
     return sum(workers.together([calls] * PROCESSES))
 
 
-def _passed(url: str, plan: Plan) -> float:
+def passed(url: str, plan: Plan) -> float:
     """Seconds, the median, from a release to the first statement of another host's process, which has waited."""
     return statistics.median(_hand_over(url, trial * 0.002) for trial in range(plan.deaths))
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import native
 from ..errors import IncompatibleError
 
-_SCHEMES = {"shm": "shm", "file": "file", "redis": "redis", "rediss": "redis"}
+_SCHEMES = {"shm": "shm", "file": "file", "redis": "redis", "rediss": "redis", "postgresql": "postgresql"}
 """And the module of each here."""
 
 

@@ -52,8 +52,9 @@ class Capabilities:
 
     files: a name is a file of this machine, in the directory of this process, and is gone with that; otherwise all who
     reach the store have it, and the file is that of the local lock.  leases: a lock is held for a time, which is
-    renewed, and is lost with it; it has a fencing token (see coheld.leases).  handlers: a signal's handler may take it
-    wherever it interrupts its own thread; otherwise not while that asks the store for it, or gives it back:
+    renewed, and is lost with it; it has a fencing token (see coheld.leases).  cohorts: it passes among the processes of
+    a host without the store being asked, for as long as that is fair to others.  handlers: a signal's handler may take
+    it wherever it interrupts its own thread; otherwise not while that asks the store for it, or gives it back:
     DeadlockError.  readers: there are reading calls.
     semaphores: a Semaphore or a Pool may have a name.  What is not there raises IncompatibleError.
     """
@@ -64,6 +65,7 @@ class Capabilities:
     held_limit: int | None
     files: bool
     leases: bool
+    cohorts: bool
     handlers: bool
     readers: bool
     semaphores: bool

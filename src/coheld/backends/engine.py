@@ -63,6 +63,7 @@ def capabilities() -> Capabilities:
         held_limit=None if native.missing else native.HELD_LIMIT,
         files=False,
         leases=True,
+        cohorts=False,
         handlers=False,
         readers=False,
         semaphores=False,
@@ -204,6 +205,7 @@ class Resource:
     def __init__(self, engine: Engine, where: str, name: str, lease: float) -> None:
         self.where, self.name, self.lease = where, name, lease
         self._engine, self.scheme = engine, engine.scheme
+        self.cohorts = engine.capabilities.cohorts
         self.local = of_scheme(_local_scheme()).named(files.name_there(where, name))
         self.path: str = self.local.path
 

@@ -27,7 +27,7 @@ from .engine import Engine, capabilities, take_lease
 from .server import EPOCH, HEALTHY, PATIENCE, Broken, Listener, Server, Unreachable, found, micro, plain
 from .store import Ask, Change, Found, Granted, Known, Refused, number_of
 
-CAPABILITIES = capabilities()
+CAPABILITIES = replace(capabilities(), cohorts=True)
 _PORT = 6379
 _WRONG = "the URL of a redis: backend must be redis://host:port/database"
 _SETTLED = ("db", "decode_responses")
@@ -131,6 +131,9 @@ class RedisServer(Server):
 
     def renew(self, name: str, nonce: bytes, lease: float) -> bool:
         return bool(self._do("renew", name, nonce, micro(lease)))
+
+    def settle(self, _name: str, _nonce: bytes, _lease: float) -> bool:
+        return True  # it has what it answers as durably as it ever will
 
     def load(self, name: str, known: Known) -> Found:
         incarnation, version, payload, holder, token, nonce, created = self._do(

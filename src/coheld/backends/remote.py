@@ -183,7 +183,7 @@ class Remote(_Base):
             if granted is not None:
                 return granted
         memo = self.away._memo_here()
-        if patient and not memo.passes_on(self.away.lease):
+        if patient and not self.away.passes_on(memo):
             super()._task_give()  # a thread asks the store, and the loop goes on meanwhile
             return False
         got = False
@@ -307,7 +307,7 @@ def far_mutex() -> Any:
         def __init__(self, resource: Any, *where: Any) -> None:
             if native.missing:
                 super().__init__(resource, *where)
-            self.away = Away(self, resource.store, resource.name, resource.lease)
+            self.away = Away(self, resource)
 
         def _local_take(
             self, obj: Any, method: str, deadline: float, keep: bool = False, stop: bytearray | None = None

@@ -230,8 +230,10 @@ class Listener(threading.Thread, ABC):
     def _lost(self, error: Exception) -> None:
         """The connection is gone, and with it what was said meanwhile: all look again."""
         logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
+        had_begun = self._wanted[""].is_set()
         for ready in list(self._wanted.values()):
             ready.clear()
         self._server.wake("")
         self._late = {name for name in self._wanted if name}
-        time.sleep(_REACHED_AGAIN)
+        if not had_begun:
+            time.sleep(_REACHED_AGAIN)

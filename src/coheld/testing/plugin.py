@@ -4,7 +4,7 @@ import platform
 import random
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,14 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def _empty_store(url: str, config: pytest.Config) -> None:
     """Raises: AssertionError: if there are locks in it before the first test; they are somebody's."""
     emptied = url in _emptied
-    for name in config.hook.pytest_coheld_locks(url=url) or _names_in_redis(url):
+    for name in config.hook.pytest_coheld_locks(url=url) or _names_in(url):
         assert emptied, f"{url} has locks already, as {name}; give the tests a database of their own"
     _emptied.add(url)
+
+
+def _names_in(url: str) -> Iterator[str]:
+    """As Hooks has it, of coheld's own."""
+    return _names_in_postgresql(url) if url.startswith("postgresql") else _names_in_redis(url)
 
 
 def _names_in_redis(url: str) -> Iterator[str]:
@@ -133,6 +138,16 @@ def _names_in_redis(url: str) -> Iterator[str]:
         for name in client.scan_iter(match="coheld:*", count=1000):
             yield name
             client.delete(name)
+
+
+def _names_in_postgresql(url: str) -> Iterator[str]:
+    """The same."""
+    psycopg = import_module("psycopg")
+    conninfo = import_module("coheld.backends.postgresql").Place(url).conninfo
+    with psycopg.connect(conninfo, autocommit=True) as client, suppress(psycopg.errors.UndefinedTable):
+        for (name,) in client.execute("SELECT name FROM coheld.lock").fetchall():
+            yield name
+            client.execute("DELETE FROM coheld.lock WHERE name = %s", [name])
 
 
 @pytest.fixture(autouse=True)
