@@ -21,6 +21,7 @@ from bench.rows import (
     making,
     million,
     permits,
+    postgresql,
     readers,
     redis,
     state,
@@ -43,6 +44,7 @@ ROWS: dict[str, Callable[[Plan], list[table.Line]]] = {
     "deadlock": deadlock.measure,
     "listing": listing.measure,
     "redis": redis.measure,
+    "postgresql": postgresql.measure,
     "import": importing.measure,
 }
 

@@ -32,6 +32,7 @@ PEERS = {
     "deadlock": {""},
     "listing": {""},
     "redis": {"", "redis-py Lock"},
+    "postgresql": {"", "psycopg by hand"},
     "import": {"", "pyATS", "mp.RLock", "filelock", "fasteners"},
 }
 BARS = {
@@ -48,6 +49,7 @@ BARS = {
     "deadlock": 3,
     "listing": 2,
     "redis": 5,
+    "postgresql": 3,
     "import": 2,
 }
 

@@ -221,6 +221,12 @@ def test_that_hangs(method, request):
 @pytest.mark.hang_limit(0.1)
 def test_that_hangs_alone():
     threading.Event().wait()
+
+def wait_for_ever():
+    threading.Event().wait()
+
+def test_that_leaves_a_thread():
+    threading.Thread(target=wait_for_ever).start()
 """
 
 
@@ -249,6 +255,15 @@ def test_a_hang_dumps_the_stacks_of_all_processes_and_ends_the_run(hanging: Call
     assert f"HANG in test_hanging.py::test_that_hangs[{method}]" in stacks
     assert "in hang_in_the_child" in stacks, stacks
     assert "in test_that_hangs" in stacks, stacks
+
+
+def test_a_thread_that_is_left_cannot_keep_the_run_from_its_end(
+    hanging: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COHELD_TEST_SCALE", "0.05")
+    stacks = hanging("test_that_leaves_a_thread")
+    assert "HANG in the end of the run" in stacks
+    assert "in wait_for_ever" in stacks, stacks
 
 
 def test_a_test_may_have_a_limit_of_its_own(hanging: Callable[[str], str]) -> None:

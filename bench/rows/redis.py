@@ -65,9 +65,10 @@ def measure(plan: Plan) -> list[Line]:
         }
         return [
             Line("round trips of a call that changes state", "", _trips(makers[peers.COHELD](), port), bar=TRIPS),
-            *_alone(makers, plan),
+            *alone(makers, plan, REDIS_PY, CHANGES),
             *_together(makers, plan),
-            Line("release to the next owner: median", "s", _passed(url, plan), bar=HAND_OVER),
+            *_trips_together(makers[peers.COHELD], port, plan),
+            Line("release to the next owner: median", "s", passed(url, plan), bar=HAND_OVER),
         ]
 
 
@@ -79,20 +80,30 @@ def _server() -> Iterator[int]:
 
 def _trips(count: Count, port: int) -> float:
     count.add()
-    client, calls = redis.Redis(port=port), 100
+
+    def calls() -> int:
+        for _ in range(100):
+            count.add()
+        return 100
+
+    return _trips_of(port, calls)
+
+
+def _trips_of(port: int, work: Callable[[], int]) -> float:
+    """For each of the calls whose number work() returns, how often a script was asked for."""
+    client = redis.Redis(port=port)
     client.config_resetstat()
-    for _ in range(calls):
-        count.add()
+    calls = work()
     stats: Any = client.info("commandstats")
     return float(sum(of["calls"] for name, of in stats.items() if name.startswith("cmdstat_eval")) / calls)
 
 
-def _alone(makers: dict[str, Callable[[], Any]], plan: Plan) -> list[Line]:
+def alone(makers: dict[str, Callable[[], Any]], plan: Plan, peer: str, bars: dict[str, Bar]) -> list[Line]:
     lines = []
     for what, call in (("changes nothing", "it.use()"), ("changes state", "it.add()")):
         measures = {name: calibrated(call, make(), plan.loop) for name, make in makers.items()}
         samples = in_rounds(measures, plan.rounds)
-        lines += against(f"a call that {what}", "s", samples, CHANGES if "state" in what else {REDIS_PY: None})
+        lines += against(f"a call that {what}", "s", samples, bars if "state" in what else {peer: None})
     return lines
 
 
@@ -105,8 +116,24 @@ def _together(makers: dict[str, Callable[[], Any]], plan: Plan) -> list[Line]:
     return lines
 
 
+def _trips_together(make: Callable[[], Any], port: int, plan: Plan) -> list[Line]:
+    return [
+        Line(
+            f"round trips of a call, {PROCESSES} processes of a host whose calls {what}",
+            "",
+            _trips_of(port, partial(_calls, make, method, plan.turns / 3)),
+        )
+        for what, method in (("change nothing", "use"), ("change state", "add"))
+    ]
+
+
 def _rate(make: Callable[[], Any], method: str, seconds: float) -> float:
     """Calls of all processes in a second."""
+    return _calls(make, method, seconds) / seconds
+
+
+def _calls(make: Callable[[], Any], method: str, seconds: float) -> int:
+    """How many all processes make in so long."""
 
     def calls() -> int:
         call, done, end = getattr(make(), method), 0, time.monotonic() + seconds
@@ -115,10 +142,10 @@ def _rate(make: Callable[[], Any], method: str, seconds: float) -> float:
             done += 1
         return done
 
-    return sum(workers.together([calls] * PROCESSES)) / seconds
+    return sum(workers.together([calls] * PROCESSES))
 
 
-def _passed(url: str, plan: Plan) -> float:
+def passed(url: str, plan: Plan) -> float:
     """Seconds, the median, from a release to the first statement of another host's process, which has waited."""
     return statistics.median(_hand_over(url, trial * 0.002) for trial in range(plan.deaths))
 

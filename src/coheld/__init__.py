@@ -25,8 +25,9 @@
                    classes.py whose locks they are; survey.py a look at all of it; deadlock.py the search for cycles
                    of waits.  Of other hosts: store.py what a store gives; remote.py and away.py a local lock and a
                    store's grant, with memo.py for what a host's processes know of it, and renewing.py for leases;
-                   sessions.py the lease of what a process has there for longer, permits for one; redis.py and
-                   redis.lua a store on a Redis or Valkey server
+                   sessions.py the lease of what a process has there for longer, permits for one;
+                   engine.py and server.py what any server's store is besides its verbs; redis.py and redis.lua those
+                   of a Redis or Valkey server
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them

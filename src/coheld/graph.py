@@ -2,7 +2,8 @@
 
 It is of one moment, as that is: hints, each a moment older than the next.  What it calls a cycle is one of waits for
 locks, with a time-out or without; the search for deadlocks (backends/deadlock.py), which fails a wait, looks twice.
-Waits for a guard, for readers or for one of several permits are shown, and are in no cycle: anybody may end them.
+Waits for a guard, for readers, for one of several permits or for a store are shown, and are in no cycle: anybody may
+end them, on another host as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .backends.waiters import Waiter
 from .owner import Owner
 from .process import command_of
 
+_WAITS = {"guard": " for a guard", "readers": " for readers", "permit": " for a permit", "store": " for the store"}
 _TICK = 0.02
 """By how much an owner may seem to have begun too late: its clock is a coarse one, seconds."""
 
@@ -54,8 +56,9 @@ class Party:
 class Edge:
     """That a party has a resource, or waits for it.
 
-    holds: it has it.  what: "lock", "readers" or "permit", and of waits "guard" as well: see Waiter.  count: of reading
-    calls and permits.  since: seconds of time.monotonic(); 0 where it is not known.  in_cycle: it is a part of one.
+    holds: it has it.  what: "lock", "readers" or "permit", and of waits "guard" and "store" as well: see Waiter.
+    count: of reading calls and permits.  since: seconds of time.monotonic(); 0 where it is not known.  in_cycle: it is
+    a part of one.
     """
 
     party: Party
@@ -73,7 +76,7 @@ class Edge:
         if self.holds and self.what != "lock":
             plural = "s" * (self.count != 1)
             return f"has {self.count} permit{plural}" if self.what == "permit" else f"reads, {self.count} call{plural}"
-        what = {"guard": " for a guard", "readers": " for readers", "permit": " for a permit"}.get(self.what, "")
+        what = _WAITS.get(self.what, "")
         verb = "holds" if self.holds else f"waits{what}"
         where = f" in {self.method}" if self.method else ""
         return f"{verb}{where}{f', {max(0.0, now - self.since):.3g} s' if self.since else ''}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from . import native
-from .backends import files
+from .backends import backend_of, files
 from .backends import waiters as waiting
 from .backends.base import Handle
 from .backends.survey import Resource, survey
@@ -52,16 +53,36 @@ def waiters(obj: object) -> list[Waiter]:
     lock = _lock_of(obj)
     cell = waiting.cell_of(lock)
     waits = [wait for wait in waiting.all_waits(files.lock_directory()) if wait.cell == cell]
-    return [wait.told() for wait in sorted(waits, key=lambda wait: wait.since)]
+    found = [wait.told() for wait in sorted(waits, key=lambda wait: wait.since)]
+    asker: Waiter | None = lock.asker() if lock.far else None  # type: ignore[attr-defined]  # a Remote has it
+    return found if asker is None else [asker, *found]
 
 
 def resources() -> list[Resource]:
     """All resources of this user, of every process, on this machine: those that are busy first.
 
+    Of one that a store has it is what this host knows: who of this host has it, or wants it. The store is not asked.
     Only looks: takes no lock, makes nothing, and never waits for anybody, so the answer may be a moment old. Anonymous
     locks of processes that have ended, and not been swept yet, may be among them.
     """
     return sorted(survey(files.lock_directory()), key=_busyness, reverse=True)
+
+
+def called(name: str) -> list[Resource]:
+    """Those of resources() that are called so; and the one of that name that the store of COHELD_BACKEND has, which is
+    asked who has it.
+
+    Raises: BackendError: if it cannot be asked.
+    """
+    found = resources()
+    backend: Any = backend_of(None)
+    if backend.CAPABILITIES.files or len(name.encode()) > files.LONGEST or (there := backend.seen(name)) is None:
+        return [one for one in found if name in (one.called, one.name)]
+    path = backend.named(name).path
+    part = next((one for one in found if one.place.rpartition(":")[0] == path), None)
+    part = part or Resource(name, "lock", backend.scheme, backend.where, store=backend.where)
+    others = [one for one in found if name in (one.called, one.name) and one.place != part.place]
+    return [replace(part, name=name, holder=there[1]), *others]
 
 
 def _busyness(resource: Resource) -> tuple[object, ...]:

@@ -18,12 +18,14 @@ def token(obj: object) -> int:
     """The fencing token of the caller's hold: greater than that of every holder before, of all hosts.
 
     Give it to what you change outside of the shared state, which refuses a smaller one than it has seen. It fits into
-    63 bits. Never blocks.
+    63 bits. A store that has not written it to its disk does so now, by the first call of each hold, which blocks for
+    one round trip (PostgreSQL); else it never blocks.
 
     Raises: NotLockedError: if the caller does not hold the lock.  IncompatibleError: of a local lock, which is never
-    lost by time, and has none.
+    lost by time, and has none.  LeaseLostError, BackendError: if the store is asked, and has another holder, or cannot
+    be reached.
     """
-    return int(_far(obj, "a fencing token").mine().token)
+    return int(_far(obj, "a fencing token").token())
 
 
 def lost(obj: object) -> bool:

@@ -154,3 +154,29 @@ if sys.platform == "win32":
             kernel.CloseHandle(process)
         created = times[0]
         return start_in_file_time(created.dwLowDateTime, created.dwHighDateTime, code.value) if known else None
+
+
+class _Threads:
+    """Of coheld's own, in this process."""
+
+    deaf = False
+
+
+def keep_signals() -> None:
+    """From now on signals are for the threads that the program has made: those of coheld that begin later have all of
+    them blocked, and so has what these start."""
+    _Threads.deaf = True
+
+
+def start(thread: threading.Thread) -> None:
+    """Of coheld's own."""
+    if sys.platform == "win32" or not _Threads.deaf:
+        thread.start()
+        return
+    import signal  # takes its time, and who switches this on has it
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()  # with the mask of who starts it
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

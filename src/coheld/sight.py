@@ -50,7 +50,8 @@ def see(one: Resource) -> Sight:
     if one.holder is None:
         return Sight(one, now, "", "", None, who)
     held = max(0.0, now - one.holder.since) if one.holder.since else None
-    holder = printable(f"{one.holder.pid} {one.holder.command[:40]}")
+    what = f"on {one.holder.host}" if one.holder.host else one.holder.command[:40]
+    holder = printable(f"{one.holder.pid} {what}")
     return Sight(one, now, holder, printable(one.holder.method), held, who)
 
 

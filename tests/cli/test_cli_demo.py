@@ -66,10 +66,11 @@ def test_it_shows_who_holds_what() -> None:
     assert re.search(r"1\.\d s  router: (w\d in \w+|free), \d waiting, [\d,]+ calls \| switch: ", done.stdout)
 
 
-def test_on_a_server_that_it_starts(coheld_dir: Path) -> None:
-    done = coheld(*BRIEF, "--kills", "2", "--backend", "redis")
+@pytest.mark.parametrize("backend", ["redis", "postgresql"])
+def test_on_a_server_that_it_starts(coheld_dir: Path, backend: str) -> None:
+    done = coheld(*BRIEF, "--kills", "2", "--backend", backend)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "backend redis://127.0.0.1:" in done.stdout
+    assert f"backend {backend}://127.0.0.1:" in done.stdout
     made, counted, kills, recoveries = totals(done.stdout)
     assert made == counted > 0
     assert kills == recoveries == 2
@@ -78,7 +79,7 @@ def test_on_a_server_that_it_starts(coheld_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("nosuch:", "no backend for 'nosuch:'; known: shm:, file:, redis:, rediss:"),
+        ("nosuch:", "no backend for 'nosuch:'; known: shm:, file:, redis:, rediss:, postgresql:"),
         ("redis://lab:SECRET@host/x", "the URL of a redis: backend must be redis://host:port/database"),
     ],
 )

@@ -1,10 +1,13 @@
 """One server for all tests that leave it alone; who kills, stops or restarts one makes one by `servers.valkey()`."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from engines import servers
+from coheld.testing.support import procs
+from engines import hosts, servers
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,36 @@ def valkey(valkey_session: servers.Valkey) -> Iterator[servers.Valkey]:
     pid = valkey_session.pid
     yield valkey_session
     assert valkey_session.running and valkey_session.pid == pid, "the server of all tests was killed by this one"
+
+
+@pytest.fixture(scope="session")
+def postgresql_session() -> Iterator[servers.Postgresql]:
+    """What `postgresql` gives to each test."""
+    with servers.postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql(postgresql_session: servers.Postgresql) -> Iterator[servers.Postgresql]:
+    """A server without any data, that other tests have used and will use."""
+    postgresql_session.flush()
+    pid = postgresql_session.pid
+    yield postgresql_session
+    postgresql_session.end_sessions()
+    assert postgresql_session.running and postgresql_session.pid == pid, "the server of all tests was killed by this"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[hosts.Start]:
+    """Start a host that reaches the server by that URL."""
+    with ExitStack() as life:
+
+        def begin(url: str, lease: float = hosts.LEASE) -> hosts.Host:
+            directory = tmp_path / f"host-{len(list(tmp_path.iterdir()))}"
+            directory.mkdir(0o700)
+            one = hosts.Host(life.enter_context(procs.start(hosts.host, directory, f"{url}?lease={lease}")))
+            life.callback(one.worker.kill)
+            one.worker.expect("ready")
+            return one
+
+        yield begin

@@ -6,7 +6,8 @@ prints a report, one JSON object, and ends with an error, which names the seed a
 Each seed is a run of its own: a server that is durable, a proxy before it, clients that commit and read through it, on
 two or three hosts (a COHELD_DIR each). Meanwhile, one after the other: clients are killed, and others take their place;
 clients are stopped beyond their lease and continued; connections are cut, refused, half-open and slow; replies are
-lost; the server is stopped, killed and started again, and loses all its data. In the end a new client must get through.
+lost; the server is stopped, killed and started again, and a Valkey loses all its data. In the end a new client must get
+through.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -30,7 +31,10 @@ from engines.histories import Recorder, check, load
 from engines.proxy import Proxy
 from engines.registers import LEASE, REGISTERS, Register, Work
 
-ENGINES = {"valkey": lambda: servers.valkey(durable=True)}
+ENGINES: dict[str, Callable[[], AbstractContextManager[servers.Server]]] = {
+    "valkey": lambda: servers.valkey(durable=True),
+    "postgresql": servers.postgresql,
+}
 FAULTS = 6  # of a run
 BEYOND = 1.6 * LEASE
 
@@ -119,7 +123,7 @@ class Run:
         done = []
         for _ in range(FAULTS):
             time.sleep(self.rng.uniform(0, LEASE / 2))
-            fault = self.rng.choice(ALL)
+            fault = self.rng.choice(ALL if isinstance(self.server, servers.Valkey) else ALL[:-1])
             self._check_clients()
             fault(self)
             done.append(fault.__name__)
@@ -182,6 +186,7 @@ class Run:
         self.server.restart()
 
     def wipe_server(self) -> None:
+        assert isinstance(self.server, servers.Valkey)
         with self._recorder.forgetting():
             self.server.wipe()
 
@@ -242,6 +247,8 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="valkey")
     parser.add_argument("--register", choices=REGISTERS, default="coheld", help="what is put to the proof")
     options = parser.parse_args()
+    if options.engine != "valkey" and options.register != "coheld":
+        parser.error("the registers by hand are those of a Valkey")
     print(f"seed {options.seed}, coheld {coheld.__version__}", flush=True)
     report = prove(options.engine, options.register, options.seeds, options.seed)
     print(json.dumps(vars(report), indent=1))

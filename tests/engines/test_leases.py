@@ -10,7 +10,7 @@ import pytest
 
 import coheld
 from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio
-from coheld.backends import redis, renewing
+from coheld.backends import engine, renewing
 from coheld.testing.support import delays, states
 from engines import servers
 
@@ -21,7 +21,7 @@ LEASE = 1.2 * delays.SCALE
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 def bed(server: servers.Valkey, name: str = "bed") -> Lockable:
@@ -46,6 +46,12 @@ def test_it_is_renewed_while_the_holder_lives(valkey: servers.Valkey) -> None:
         begun = end_of(valkey)
         states.wait_until(lambda: end_of(valkey) > begun + 2 * LEASE * 1e6, "it is renewed, and again")
         assert not coheld.lost(lock)
+
+
+@pytest.mark.parametrize("lease", [0.1000015, 1.0005, 3599.9999])
+def test_it_is_any_part_of_a_second(valkey: servers.Valkey, lease: float) -> None:
+    with Lockable(lock_name="part", lock_backend=f"{valkey.url()}?lease={lease}") as lock:
+        assert coheld.token(lock)
 
 
 def test_so_is_one_that_nothing_refers_to(valkey: servers.Valkey) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coheld import LeaseLostError, Lockable, shared
-from coheld.backends import redis, renewing
+from coheld.backends import engine, renewing
 from engines import servers
 
 
@@ -41,7 +41,7 @@ def added_elsewhere(url: str, directory: Path) -> int:
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 def test_no_host_takes_its_copy_for_a_state_of_the_same_number(valkey: servers.Valkey, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import coheld
 from coheld import BackendError, LeaseLostError, LockTimeout, PermitError, Pool, Semaphore, roll
-from coheld.backends import redis, renewing, sessions
+from coheld.backends import engine, renewing, sessions
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
 from engines import servers
@@ -418,7 +418,7 @@ def end_threads() -> None:
     roll.end()
     sessions.end()
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 def most_at_once(intervals: list[tuple[float, float]]) -> int:

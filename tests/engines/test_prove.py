@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coheld.backends import redis, renewing
+from coheld.backends import engine as engines
+from coheld.backends import renewing
 from coheld.testing.support import procs, seeds
 from engines import prove, servers
 from engines.histories import INITIAL, Contradiction, Recorder, check, load
@@ -18,12 +19,14 @@ from engines.registers import REGISTERS
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engines.close()
 
 
-@pytest.mark.parametrize(("register", "runs"), [("fenced", 1), ("coheld", 2)])
-def test_clients_under_faults(register: str, runs: int) -> None:
-    report = prove.prove("valkey", register, seeds=runs, seed=seeds.SEED)
+@pytest.mark.parametrize(
+    ("engine", "register", "runs"), [("valkey", "fenced", 1), ("valkey", "coheld", 2), ("postgresql", "coheld", 2)]
+)
+def test_clients_under_faults(engine: str, register: str, runs: int) -> None:
+    report = prove.prove(engine, register, seeds=runs, seed=seeds.SEED)
     assert report.runs == runs and report.outcomes["ok"] and report.faults.total() == runs * prove.FAULTS, report
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coheld import Lockable, LockTimeout, shared
-from coheld.backends import redis, renewing
+from coheld.backends import engine, renewing
 from coheld.mutex import remove
 from coheld.testing.support import delays, procs, states
 from engines import servers
@@ -36,7 +36,7 @@ def url(valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     monkeypatch.setenv("COHELD_BACKEND", valkey.url())
     yield valkey.url()
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 def test_nothing_of_it_is_left_there(valkey: servers.Valkey, url: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from coheld import BackendError, IncompatibleError, Lockable, token
-from coheld.backends import redis, renewing
+from coheld import BackendError, Lockable, token
+from coheld.backends import engine, renewing
 from coheld.testing.support import procs
 from engines import servers
 
@@ -34,6 +34,26 @@ WRONG = [
     "redis://u:SECRET@host/0?db=3",
     "redis://u:SECRET@host/0?decode_responses=1",
     "reddis://u:SECRET@host/0",
+    "postgresql://",
+    "postgresql:",
+    "postgresql:///lab",
+    "postgresql://u:SECRET@host",
+    "postgresql://u:SECRET@host/",
+    "postgresql://u:SECRET@host/lab/x",
+    "postgresql://u:SECRET@host/lab?lease=0",
+    "postgresql://u:SECRET@host/lab?lease=nan",
+    "postgresql://u:SECRET@host:0/lab",
+    "postgresql://u:SECRET@host:65536/lab",
+    "postgresql://u:SECRET@host:x/lab",
+    "postgresql://u:SECRET@one:1,:2/lab",
+    "postgresql://u:SECRET@[::1/lab",
+    "postgresql://u:SEC/RET@host/lab",
+    "postgresql://u:SECRET@host/lab?nosuch=SECRET",
+    "postgresql://u:SECRET@host/lab?SECRET",
+    "postgresql://u:SECRET@host/lab?dbname=other",
+    "postgresql://u:SECRET@host/lab?service=SECRET",
+    "postgresql://u:SECRET%zz@host/lab",
+    "postgres://u:SECRET@host/lab",
 ]
 
 
@@ -41,13 +61,13 @@ WRONG = [
 def _end_threads() -> Iterator[None]:
     yield
     renewing.end()
-    redis._process.close()
+    engine.close()
 
 
 @pytest.mark.parametrize("url", WRONG)
 def test_a_wrong_one_is_refused_where_it_is_given(url: str) -> None:
     with pytest.raises(
-        ValueError, match=r"redis://host:port/database|lease must be|option of the URL|no backend"
+        ValueError, match=r"(redis|postgresql)://host:port/database|lease must be|option of the URL|no backend"
     ) as raised:
         Lockable(lock_name="x", lock_backend=url)
     assert not isinstance(raised.value, OSError)
@@ -58,6 +78,23 @@ def test_a_wrong_one_is_refused_where_it_is_given(url: str) -> None:
 def test_it_is_text(url: object) -> None:
     with pytest.raises(TypeError, match="lock_backend must be a URL"):
         Lockable(lock_name="x", lock_backend=url)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://u:SECRET@lab-host/lab", "postgresql://lab-host:5432/lab"),
+        ("postgresql://lab-host:5433/a%2Fb?sslmode=disable&lease=3", "postgresql://lab-host:5433/a%2Fb"),
+        ("postgresql://one,two:7/lab?target_session_attrs=read-write", "postgresql://one:5432,two:7/lab"),
+        ("postgresql://[::1]/lab", "postgresql://[::1]:5432/lab"),
+        ("postgresql://%2Frun%2Fpostgresql/lab", "postgresql://%2Frun%2Fpostgresql:5432/lab"),
+    ],
+)
+def test_it_is_named_without_what_is_secret(url: str, where: str) -> None:
+    lock = Lockable(lock_name="x", lock_backend=url)
+    assert f"'x' at {where}" in repr(lock.__lock__)
+    assert "SECRET" not in f"{lock.__lock__!r} {pickle.dumps(lock)!r}"
+    assert Lockable(lock_name="x", lock_backend=where).__lock__.label == lock.__lock__.label
 
 
 def test_a_wrong_one_does_no_harm_to_a_right_one(valkey: servers.Valkey) -> None:
@@ -122,20 +159,15 @@ def test_a_secret_that_is_told_later_is_used_from_then_on() -> None:
             assert token(first) == token(second)
 
 
-def test_without_the_client_library_it_says_what_to_install() -> None:
+@pytest.mark.parametrize(
+    ("client", "url"), [("redis", "redis://127.0.0.1/0"), ("psycopg", "postgresql://127.0.0.1/lab")]
+)
+def test_without_the_client_library_it_says_what_to_install(client: str, url: str) -> None:
     source = (
-        "import sys; sys.modules['redis'] = None\n"
+        f"import sys; sys.modules[{client!r}] = None\n"
         "from coheld import BackendError, IncompatibleError, Lockable\n"
-        "try: Lockable(lock_name='x', lock_backend='redis://127.0.0.1/0')\n"
+        f"try: Lockable(lock_name='x', lock_backend={url!r})\n"
         "except IncompatibleError as error: print(error)\n"
         "Lockable(lock_name='x').acquire()"
     )
-    assert "pip install 'coheld[redis]'" in procs.run(source)
-
-
-def test_the_state_is_not_shown_as_if_it_were_here(valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coheld.state.looking import look
-
-    monkeypatch.setenv("COHELD_BACKEND", valkey.url())
-    with pytest.raises(IncompatibleError, match="a store has it"):
-        look("x")
+    assert f"pip install 'coheld[{url.partition(':')[0]}]'" in procs.run(source)

@@ -410,11 +410,25 @@ class Unread(Model):
         self.calls |= reading
 
 
-@pytest.mark.parametrize("model", [Immortal, Unread])
-def test_the_machine_sees_what_is_not_as_its_model(model: type[Model]) -> None:
-    class Mistaken(Machine):
-        def new_model(self) -> Model:
-            return model()
+class AboutPermits(Machine):
+    """With less to choose from, a mistake is found sooner."""
 
+    call = call_for_ever = lease = None
+
+    def new_model(self) -> Model:
+        return Immortal()
+
+
+class AboutReaders(Machine):
+    """As above."""
+
+    take = lease = make_way = kill_who_waits = fork = None
+
+    def new_model(self) -> Model:
+        return Unread()
+
+
+@pytest.mark.parametrize("mistaken", [AboutPermits, AboutReaders])
+def test_the_machine_sees_what_is_not_as_its_model(mistaken: type[Machine]) -> None:
     with pytest.raises(AssertionError):
-        run(Mistaken, 150)
+        run(mistaken, 150)

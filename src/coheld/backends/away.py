@@ -27,13 +27,14 @@ from ..owner import Owner
 from ..process import at_fork, thread_name
 from ..waiting import FOREVER, left
 from . import renewing, waiters
-from .memo import Memo
+from .memo import Memo, path_beside
 from .store import Alarm, Ask, Change, Found, Granted, Known, Refused, Store, number_of
 
 if TYPE_CHECKING:
     from .base import Handle
 
-_PASS_BITS = 12
+PASS_BITS = 12
+"""Of a token: a store gives the others, and the processes of a host count on in these."""
 _SLICE = 0.2
 """For how long who waits for a task looks away, seconds: nobody may want it any more."""
 _who = msgspec.msgpack.Decoder(tuple[str, int, int, int, str, str, float]).decode
@@ -42,20 +43,21 @@ _who = msgspec.msgpack.Decoder(tuple[str, int, int, int, str, str, float]).decod
 class Grant:
     """What the owner has.  lost: what it is told, once that is known."""
 
-    __slots__ = ("lost", "nonce", "token", "until")
+    __slots__ = ("lost", "nonce", "settled", "token", "until")
 
     def __init__(self, nonce: bytes, token: int, until: float) -> None:
         self.nonce, self.token, self.until = nonce, token, until
         self.lost: LeaseLostError | None = None
+        self.settled = False  # a crash of the store cannot make it forget the token
 
 
 class Away:
     """All of a lock that is not local; one per handle.  guard: held by who changes grant, for moments."""
 
-    def __init__(self, lock: Handle, store: Callable[[], Store], name: str, lease: float) -> None:
+    def __init__(self, lock: Handle, resource: Any) -> None:
         self._lock: weakref.ref[Any] = weakref.ref(lock)
-        self._store = store
-        self.name, self.lease = name, lease
+        self._store: Callable[[], Store] = resource.store
+        self.name, self.lease, self._cohorts = resource.name, resource.lease, resource.cohorts
         self.when_lost: list[Callable[[LeaseLostError], object]] = []
         self.begin()
         _all.add(self)
@@ -102,9 +104,9 @@ class Away:
         """By the new owner of the local lock: the grant as well; False: not by the deadline.  The caller gives the
         local lock back where this raises."""
         memo = self._memo_here()
-        if memo.passes_on(self.lease):
+        if self.passes_on(memo):
             memo.passes += 1
-            self._have(Grant(memo.nonce, memo.token << _PASS_BITS | memo.passes, memo.until / 1e9))
+            self._have(Grant(memo.nonce, memo.token << PASS_BITS | memo.passes, memo.until / 1e9))
         elif not self._asked(memo, deadline, stop):
             return False
         lock = self.lock
@@ -134,14 +136,18 @@ class Away:
         """By the owner."""
         segment = self.lock.segment
         if self.memo is None or self.segment is not segment:
-            self.memo = Memo(_memo_of(segment))
+            self.memo = Memo(path_beside(segment.path, segment.identity[1]))
             self.segment = segment
         return self.memo
 
     def may_pass_on(self) -> bool:
         """By anybody: can the grant be had here without the store being asked, as far as this process has seen?"""
         memo = self.memo
-        return memo is not None and self.segment is self.lock.segment and memo.passes_on(self.lease)
+        return memo is not None and self.segment is self.lock.segment and self.passes_on(memo)
+
+    def passes_on(self, memo: Memo) -> bool:
+        """Does the grant that this host has pass to its next owner, without the store being asked?"""
+        return bool(self._cohorts and memo.passes_on(self.lease))
 
     def is_between(self) -> bool:
         """By the owner of the local lock: is this a signal's handler, whose thread asks the store or gives back?  The
@@ -179,7 +185,9 @@ class Away:
 
     def _memo_seen(self) -> Memo | None:
         segment = self.lock.segment
-        return self.memo if self.segment is segment else Memo.seen(_memo_of(segment))
+        if self.segment is segment:
+            return self.memo
+        return Memo.seen(path_beside(segment.path, segment.identity[1]))
 
     def _asked(self, memo: Memo, deadline: float, stop: bytearray | None) -> bool:
         self.between = True
@@ -236,7 +244,7 @@ class Away:
             self.lock._flag(native.CREATED, False)  # of a store that was wiped since
         memo.begin(answer.token, until)
         self.elsewhere = b""
-        self._have(Grant(nonce, memo.token << _PASS_BITS | memo.passes, until))
+        self._have(Grant(nonce, memo.token << PASS_BITS | memo.passes, until))
         self.pending = answer.found if stale else None
 
     def _who(self) -> bytes:
@@ -414,7 +422,8 @@ class Away:
     def _stays(self) -> bool:
         memo, lock = self.memo, self.lock
         return bool(
-            self.grant is not None
+            self._cohorts
+            and self.grant is not None
             and not self.grant.lost
             and memo is not None
             and (lock._counters()[3] or lock.queued)
@@ -523,6 +532,15 @@ class Away:
             raise NotLockedError(f"{lock.label}: this is for who holds the lock", resource=lock.label)
         return grant
 
+    def token(self) -> int:
+        """It lasts from now on. Raises: LeaseLostError.  BackendError: if the store has to be asked, and cannot be."""
+        grant = self.mine()
+        if not grant.settled and grant.lost is None:
+            if not self.store.settle(self.name, grant.nonce, self.lease):
+                raise self.lose(grant, "another has had it since")
+            grant.settled = True
+        return grant.token
+
     def lost(self) -> bool:
         grant = self.mine()
         return grant.lost is not None or grant.until <= time.monotonic()
@@ -538,10 +556,6 @@ class Away:
             self.lose(grant, "another has had it since")
         assert grant.lost is not None
         raise grant.lost
-
-
-def _memo_of(segment: Any) -> str:
-    return f"{segment.path}~grant.{segment.identity[1]}"
 
 
 _BETWEEN = {Away._asked.__code__, Away.part.__code__}

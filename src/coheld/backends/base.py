@@ -52,8 +52,9 @@ class Capabilities:
 
     files: a name is a file of this machine, in the directory of this process, and is gone with that; otherwise all who
     reach the store have it, and the file is that of the local lock.  leases: a lock is held for a time, which is
-    renewed, and is lost with it; it has a fencing token (see coheld.leases).  handlers: a signal's handler may take it
-    wherever it interrupts its own thread; otherwise not while that asks the store for it, or gives it back:
+    renewed, and is lost with it; it has a fencing token (see coheld.leases).  cohorts: it passes among the processes of
+    a host without the store being asked, for as long as that is fair to others.  handlers: a signal's handler may take
+    it wherever it interrupts its own thread; otherwise not while that asks the store for it, or gives it back:
     DeadlockError.  readers: there are reading calls.
     semaphores: a Semaphore or a Pool may have a name.  What is not there raises IncompatibleError.
     """
@@ -64,6 +65,7 @@ class Capabilities:
     held_limit: int | None
     files: bool
     leases: bool
+    cohorts: bool
     handlers: bool
     readers: bool
     semaphores: bool
@@ -424,13 +426,45 @@ def gate(*token: Any) -> Handle:
     return made
 
 
+def _found(scheme: str, *where: Any) -> Handle:
+    """Where this process has not that backend: what says so at its first call."""
+    try:
+        backend = of_scheme(scheme)
+    except (CoheldError, ValueError) as error:
+        backend, resource = of_scheme("file" if native.missing else "shm"), _Missing(scheme, where, error)
+    else:
+        resource = backend.resource(*where)
+    made: Handle = backend.Mutex(resource)
+    return made
+
+
+class _Missing:
+    """What such a lock has for a resource."""
+
+    named = True
+    path = ""
+
+    def __init__(self, scheme: str, where: tuple[object, ...], error: Exception) -> None:
+        self.scheme, self._where, self._error = scheme, where, error
+
+    def attach(self) -> NoReturn:
+        raise IncompatibleError(f"{self.label(0)} cannot be used here: {self._error}")
+
+    def retire(self, segment: Any) -> None:
+        """There is none."""
+
+    def token(self, _offset: int) -> tuple[object, ...]:
+        return self._where
+
+    def label(self, _offset: int) -> str:
+        return f"a lock of {self.scheme}:"
+
+
 def handle(*token: Any) -> Handle:
     """What a pickled Mutex is loaded by. Never raises: what cannot be reached raises at the first call."""
     if found := _handles.known.get(token):
         return found
-    scheme, *where = token
-    backend = of_scheme(scheme)
-    mutex: Handle = known(token, lambda: backend.Mutex(backend.resource(*where)))
+    mutex: Handle = known(token, lambda: _found(*token))
     with suppress(CoheldError, OSError):
         mutex.attach()
     return mutex

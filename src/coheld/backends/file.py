@@ -46,6 +46,7 @@ CAPABILITIES = Capabilities(
     held_limit=None,
     files=True,
     leases=False,
+    cohorts=False,
     handlers=True,
     readers=True,
     semaphores=True,

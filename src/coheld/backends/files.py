@@ -39,6 +39,8 @@ GATE_CELL = 1280
 """Where the second cell of a named semaphore is."""
 _FIELDS = struct.Struct("<8sI8sI16s16sQ36sI255s")
 _CHECK = struct.Struct("<I")
+LONGEST = 255
+"""Of a name, bytes."""
 _SAFE = frozenset((string.ascii_letters + string.digits + "._-").encode())
 
 
@@ -341,8 +343,26 @@ def check_name(name: object) -> None:
         size = len(name.encode())
     except UnicodeEncodeError as error:
         raise ValueError(f"lock_name {name!r} cannot be written as UTF-8") from error
-    if not 0 < size <= 255 or "\0" in name:
+    if not 0 < size <= LONGEST or "\0" in name:
         raise ValueError(f"lock_name must have 1 to 255 bytes of UTF-8 and no NUL; {name!r} has {size}")
+
+
+def name_there(where: str, name: str) -> str:
+    """What the local lock is called of a name that a store has: no user can call one so.  Where that is too long it is
+    cut, and has a hash of the whole."""
+    whole = f"{where}\0{name}"
+    if len(whole.encode()) <= LONGEST:
+        return whole
+    from hashlib import sha256
+
+    end = f"={sha256(whole.encode()).hexdigest()}"
+    return whole.encode()[: LONGEST - len(end)].decode(errors="ignore") + end
+
+
+def where_and_name(name: str) -> tuple[str, str]:
+    """Of a name in a header: the store, or nothing, and what users call it."""
+    where, _, called = name.rpartition("\0")
+    return where, called
 
 
 def file_name(name: str) -> str:

@@ -19,8 +19,10 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+import struct
 import time
 import zlib
+from contextlib import suppress
 from typing import Any
 
 from .. import native
@@ -29,6 +31,7 @@ from .store import UNKNOWN, Known
 
 _SIZE = 4096
 _MAGIC = 0x6F6D654D_65686F63
+_FIRST_WORDS = struct.Struct("=3q")
 HELD, LEAVING = 1, 2
 MOST_PASSES = (1 << 12) - 1
 """Of one grant: the low bits of a token."""
@@ -43,6 +46,19 @@ def _mapped(fd: int) -> memoryview:
     segment = native.Segment(os.dup(fd), _SIZE, _SIZE)
     segment.close()
     return memoryview(segment)  # type: ignore[arg-type]  # a buffer, from 3.12 on
+
+
+def path_beside(path: str, inode: int) -> str:
+    """Of the memo of the lock in that file."""
+    return f"{path}~grant.{inode}"
+
+
+def is_here(path: str) -> bool:
+    """Has this host the grant?  By anybody, who maps nothing, as the memo there says."""
+    with suppress(OSError, struct.error), files.open_to_look(path) as file:
+        magic, boot, valid = _FIRST_WORDS.unpack(file.read(_FIRST_WORDS.size))
+        return bool(magic == _MAGIC and boot == _boot() and valid)
+    return False
 
 
 @functools.cache

@@ -75,7 +75,7 @@ i = i or token
 call('HSET', h, 'g', nonce, 'u', text('%.0f', now + ARGV[2]), 't', token, 'w', ARGV[3], 'i', i)
 if g == nonce then call('HSET', h, 'l', ARGV[8]) end -- what its killed owner had sent, and comes late, is refused
 if dead and dead ~= f[8] then call('HSET', h, 'r', dead) end
-if v == '0' and not created then call('PEXPIRE', h, UNUSED + ARGV[2] / 1000) end
+if v == '0' and not created then call('PEXPIRE', h, math.ceil(UNUSED + ARGV[2] / 1000)) end
 local answer = token .. ' ' .. i .. ' ' .. v .. (created and ' 1' or ' 0')
 local stale = v ~= '0' and (v ~= ARGV[5] or i ~= ARGV[4])
 if stale or dead then return {answer, stale and call('HGET', h, 's'), dead} end
@@ -133,7 +133,7 @@ local UNUSED = 86400000
 if call('HGET', h, 'g') ~= ARGV[1] then return 0 end
 local t = call('TIME')
 call('HSET', h, 'u', text('%.0f', t[1] * 1000000 + t[2] + ARGV[2]))
-if call('TTL', h) >= 0 then call('PEXPIRE', h, UNUSED + ARGV[2] / 1000) end
+if call('TTL', h) >= 0 then call('PEXPIRE', h, math.ceil(UNUSED + ARGV[2] / 1000)) end
 return 1
 
 -- ==== remove: nonce, number of the change

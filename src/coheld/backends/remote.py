@@ -32,9 +32,11 @@ from .. import native
 from ..errors import DeadlockError, IncompatibleError
 from ..owner import Owner
 from ..waiting import FOREVER, left, patience
+from . import waiters
 from .away import Away, owner_of
-from .store import Known
+from .store import Found, Known
 from .tasking import current_task
+from .waiters import Waiter
 
 _RETRY = 0.05
 """For how long the local lock is waited for, by who brings news, seconds."""
@@ -177,6 +179,7 @@ class Remote(_Base):
     def _task_take(self, obj: object, method: bytes, patient: bool, /) -> bool:
         asks = patient and current_task() is not None and not self.away.may_pass_on()
         if asks and not (self.attached and self._mine()):
+            waiters.of_this_thread()  # whose name is told beside the task's
             return False  # a thread asks the store, and the loop goes on meanwhile
         if not super()._task_take(obj, method, patient):
             return False
@@ -185,7 +188,7 @@ class Remote(_Base):
             if granted is not None:
                 return granted
         memo = self.away._memo_here()
-        if patient and not memo.passes_on(self.away.lease):
+        if patient and not self.away.passes_on(memo):
             super()._task_give()  # a thread asks the store, and the loop goes on meanwhile
             return False
         got = False
@@ -250,8 +253,18 @@ class Remote(_Base):
         here = super().owner()
         if self.away.stays_here(here is not None):
             return here  # the store knows who asked for the grant, not who has it
-        found = self.away.store.load(self.away.name, self.away.seen.known)
-        return here if self.away.is_ours(found.nonce) else owner_of(found.holder)
+        return self.owner_by(self.away.store.load(self.away.name, self.away.seen.known))
+
+    def owner_by(self, found: Found) -> Owner | None:
+        """Who has it, where the store has just said that."""
+        here = super().owner()
+        ours = self.away.stays_here(here is not None) or self.away.is_ours(found.nonce)
+        return here if ours else owner_of(found.holder)
+
+    def asker(self) -> Waiter | None:
+        """Who has the local lock, and not the store's yet; a look, as waiters() has one."""
+        here = super().owner()
+        return None if here is None or self.away.stays_here(True) else waiters.asking(here)
 
     def _known_owner(self) -> Owner | None:
         return self.away.holder() or super().owner()
@@ -299,7 +312,7 @@ def far_mutex() -> Any:
         def __init__(self, resource: Any, *where: Any) -> None:
             if native.missing:
                 super().__init__(resource, *where)
-            self.away = Away(self, resource.store, resource.name, resource.lease)
+            self.away = Away(self, resource)
 
         def _local_take(
             self, obj: Any, method: str, deadline: float, keep: bool = False, stop: bytearray | None = None

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from ..process import at_fork
+from ..process import at_fork, start
 from .store import Alarm, Change, Store, number_of
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ class _Renewer:
         self.wake = Alarm()
         self.tick = 0.0
         self.thread: threading.Thread | None = None
-        self.ends = False
+        self.ends = self.again = False
 
     def start(self, tick: float) -> None:
         with self.guard:
             self.tick = min(tick, self.tick or tick)
             if self.thread is None:
                 thread = threading.Thread(target=self._run, name="coheld leases", daemon=True)
-                thread.start()
+                start(thread)
                 self.thread = thread  # not before: an interrupt, or no room for it, would leave nobody to renew
             self.wake.set()
 
@@ -103,12 +103,13 @@ class _Renewer:
                     self.orphans.append((away, nonce, until))
 
     def _renew_all(self) -> None:
+        again, self.again = self.again, False
         for key, away in list(self.held.items()):
             grant = away.grant
             if grant is None:
                 self.held.pop(key, None)
             elif grant.lost is None:
-                _renew(away, grant)
+                _renew(away, grant, again)
 
 
 class _Process:
@@ -141,6 +142,13 @@ def give_back(away: Leased, nonce: bytes) -> None:
     renewer.start(away.lease / 6)
 
 
+def renew_soon(store: Store) -> None:
+    """By the store: it may take this process for dead, so all leases are renewed now, whatever is left of them."""
+    if (renewer := _process.renewers.get(store)) is not None:
+        renewer.again = True
+        renewer.wake.set()
+
+
 def end() -> None:
     """Nobody holds anything any more; blocks until the threads have ended."""
     for renewer in list(_process.renewers.values()):
@@ -152,9 +160,9 @@ def _renewer_of(away: Leased) -> _Renewer:
     return _process.renewers.get(away.store) or _process.renewers.setdefault(away.store, _Renewer())
 
 
-def _renew(away: Leased, grant: Grant) -> None:
+def _renew(away: Leased, grant: Grant, again: bool) -> None:
     begun = time.monotonic()
-    if grant.until - begun > away.lease * 2 / 3 or away.deserted(grant):
+    if (grant.until - begun > away.lease * 2 / 3 and not again) or away.deserted(grant):
         return
     try:
         kept = away.store.renew(away.name, grant.nonce, away.lease)

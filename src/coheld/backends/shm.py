@@ -36,6 +36,7 @@ CAPABILITIES = Capabilities(
     held_limit=native.HELD_LIMIT,
     files=True,
     leases=False,
+    cohorts=False,
     handlers=True,
     readers=True,
     semaphores=True,

@@ -134,6 +134,10 @@ class Store(Protocol):
     def renew(self, name: str, nonce: bytes, lease: float) -> bool:
         """False: another has had it since."""
 
+    def settle(self, name: str, nonce: bytes, lease: float) -> bool:
+        """From now on no crash of the store makes it forget the token of that grant. False: another has had it
+        since."""
+
     def load(self, name: str, known: Known) -> Found: ...
 
     def watch(self, name: str, alarm: Alarm) -> None:

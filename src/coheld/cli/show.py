@@ -13,7 +13,7 @@ _EPILOG = """\
 exit status:
   0    shown
   1    there is no such resource
-  125  coheld itself failed: the state is damaged, or of another version
+  125  coheld itself failed: the state is damaged, or of another version; the server cannot be asked
 """
 _WIDTH = 60
 
@@ -23,7 +23,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "show",
         help="show the shared state of a named resource",
-        description="Show the shared state of a named resource. Takes no lock: it may be held, or its holder stopped.",
+        description="Show the shared state of a named resource. Takes no lock: it may be held, or its holder stopped. "
+        "A server that COHELD_BACKEND names is asked.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -34,7 +35,8 @@ def add_parser(commands: Any) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print it. Never waits. Raises: IncompatibleError: if it cannot be read."""
+    """Print it. Waits for nobody but a server. Raises: IncompatibleError: if it cannot be read.  BackendError: if the
+    server cannot be asked."""
     from coheld.state.looking import look  # imports msgspec, which the wrapper commands need not
 
     found = look(options.name)
@@ -52,15 +54,23 @@ def _json(found: "Look") -> str:
     import msgspec
 
     fields = {one.name: {"type": one.type, "value": one.value} for one in found.fields}
-    answer = {"name": found.name, "commits": found.commits, "bytes": found.size, "file_bytes": found.file}
-    answer["holder"] = found.holder and str(found.holder)
+    answer: dict[str, Any] = {
+        "name": found.name,
+        "commits": found.commits,
+        "bytes": found.size,
+        "file_bytes": found.file,
+    }
+    answer |= {"store": found.store or None, "token": found.token, "holder": found.holder and str(found.holder)}
     return msgspec.json.encode(answer | {"fields": fields}, enc_hook=repr).decode()  # keys that JSON has not, too
 
 
 def _print(found: "Look") -> None:
     rows = [(one.name, one.type, _cut(repr(one.value))) for one in found.fields]
     held = f"held by {found.holder}" if found.holder else "free"
-    title = f"{found.name}: {found.commits} commits, {found.size:,} bytes, {held}"
+    called, count = found.name, f"{found.commits} commits"
+    if found.store:
+        called, count = f"{found.name} at {found.store}", f"token {found.token}"
+    title = f"{called}: {count}, {found.size:,} bytes, {held}"
     if sys.stdout.isatty() and _print_table(title, rows):
         return
     print(title)

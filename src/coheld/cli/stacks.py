@@ -16,7 +16,7 @@ from coheld.stacks import Stack, Stacks, ask, holding_task
 
 def show(name: str, as_json: Callable[[Resource], dict[str, Any]] | None) -> int:
     """Print the stacks of whoever has the resource of that name; as_json: of a resource, for programs."""
-    found = [one for one in resources() if one.called == name]
+    found = [one for one in resources() if name in (one.called, one.name)]
     if not found:
         print(f"coheld: no resource named {name!r}", file=sys.stderr)
         return exits.NO_SUCH_RESOURCE
@@ -52,7 +52,7 @@ def _turn(owner: Owner | None) -> object:
 def _print(one: Resource, asked: dict[int, Stacks], stays: bool) -> None:
     name = one.called
     if not asked:
-        print(f"{name}: nobody has it")
+        print(f"{name}: nobody {'of this host ' * bool(one.store)}has it")
     for pid, stacks in asked.items():
         if one.holder is not None and one.holder.pid == pid:
             print(printable(f"{name}: held by {one.holder}{'' if stays else ', until a moment ago'}"))

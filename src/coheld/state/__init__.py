@@ -7,6 +7,7 @@
     schema      the fields of a class, their encoding, and the way to the state of a resource
     slots       one generation of a state, as its bytes
     store       its files
+    stored      the same in one value, for a store on another host
     view        what this process knows of a state: read, commit, grow, undo
     plain       caches and marks of that, where they are not C
 

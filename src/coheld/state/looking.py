@@ -12,8 +12,8 @@ from .. import native
 from ..backends import backend_of, files
 from ..errors import IncompatibleError
 from ..owner import Owner
-from . import store
-from .slots import UNDECODABLE, Stored, TornError
+from . import store, stored
+from .slots import UNDECODABLE, TornError
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,29 @@ class Shown:
 @dataclass(frozen=True)
 class Look:
     """commits: how many there were. size: bytes of all values. file: bytes that they lie in. holder: of the lock
-    now."""
+    now.  Of one that a store on another host has: store: where, without secrets; token: the first one of the last grant
+    (the processes of a host that pass it on have greater ones); nobody counts commits there, and there is no file."""
 
     name: str
-    commits: int
+    commits: int | None
     size: int
-    file: int
+    file: int | None
     holder: Owner | None
     fields: list[Shown]
+    store: str = ""
+    token: int | None = None
 
 
 def look(name: str) -> Look | None:
     """The last commit of a named resource; None: there is no such resource. Takes no lock, and makes nothing.
 
-    Raises: IncompatibleError: if what is there is damaged, or of another version.
+    Raises: IncompatibleError: if what is there is damaged, or of another version.  BackendError: if a store cannot be
+    asked.
     """
     backend = backend_of(None)
     files.check_name(name)
     if not backend.CAPABILITIES.files:
-        raise IncompatibleError(f"{name!r}: coheld show looks at states of this machine; a store has it", resource=name)
+        return _look_there(backend, name)
     resource = backend.named(name)
     mutex = backend.Mutex(resource)
     try:
@@ -70,14 +74,27 @@ def look(name: str) -> Look | None:
     return Look(name, store.number_of(word), size, file, mutex.owner(), shown)
 
 
+def _look_there(backend: Any, name: str) -> Look | None:
+    """At what a store has."""
+    seen = backend.seen(name)
+    if seen is None:
+        return None
+    found, holder = seen
+    try:
+        texts, fields = ({}, {}) if found.payload is None else stored.unpack(found.payload)
+    except UNDECODABLE as error:
+        raise _damaged(name, error) from None
+    shown = [Shown(field, texts[field], _decoded(name, raw)) for field, raw in fields.items()]
+    return Look(name, None, sum(map(len, fields.values())), None, holder, shown, backend.where, found.token)
+
+
 def fields_in(payload: bytes | None) -> dict[str, Any]:
     """Names and values of a state as a store has it; none, if it is no state."""
     if payload is None:
         return {}
     try:
-        stored = msgspec.msgpack.decode(payload, type=Stored)
-        names = [name for name, _ in msgspec.msgpack.decode(stored.schema, type=list[tuple[str, str]])]
-        return {name: msgspec.msgpack.decode(raw) for name, raw in zip(names, stored.fields, strict=True)}
+        _, fields = stored.unpack(payload)
+        return {name: msgspec.msgpack.decode(raw) for name, raw in fields.items()}
     except UNDECODABLE:
         return {}
 

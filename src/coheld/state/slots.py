@@ -41,13 +41,6 @@ class TornError(Exception):
     """What was read makes no sense: it was overwritten meanwhile, or is damaged."""
 
 
-class Stored(msgspec.Struct, array_like=True, frozen=True):
-    """A state in a store: names and types of the fields, and the encoding of each."""
-
-    schema: bytes
-    fields: list[bytes]
-
-
 @dataclass(frozen=True)
 class Entry:
     """One field in a slot: the number of the commit that wrote it, its length, and its bytes or their place."""

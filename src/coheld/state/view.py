@@ -11,12 +11,12 @@ import msgspec
 
 from .. import native
 from ..errors import IncompatibleError, StateError
-from . import store
+from . import store, stored
 from .frozen import thaw
 from .plain import Plain
 from .schema import Schema, Snapshot, Spec
 from .shapes import ASSIGNED, HANDED
-from .slots import CHECKED, MAPPED, SHORT, UNDECODABLE, Entry, MappedFile, StateFile, Stored, TornError
+from .slots import CHECKED, MAPPED, SHORT, UNDECODABLE, Entry, MappedFile, StateFile, TornError
 
 if TYPE_CHECKING:
     from .._native import View as _Half
@@ -429,7 +429,7 @@ class FarView(View):
         """All fields, as they go to the store. Raises: StateError: if they are too large."""
         fields = [self._field_for(index, 0, changed.get(index))[1] for index in range(len(self.schema.specs))]
         self._check_size(fields)
-        return msgspec.msgpack.encode(Stored(self.schema.record, fields))
+        return stored.pack(self.schema.record, fields)
 
     def _absorb(self, payload: bytes | None, made: bool) -> None:
         """By the owner: the copy becomes that; None: nothing was committed."""
@@ -451,9 +451,7 @@ class FarView(View):
         if payload is None:
             return {}
         try:
-            stored = _decoded_state(payload)
-            texts = dict(_decoded_schema(stored.schema))
-            fields = dict(zip(texts, stored.fields, strict=True))
+            texts, fields = stored.unpack(payload)
         except UNDECODABLE as error:
             raise self._damaged(error) from error
         self._check_fields(texts)
@@ -484,10 +482,6 @@ class FarView(View):
         fields = self._fields_of(lock.away.load().payload)
         found = [fields.get(self.schema.names[index]) for index in indices]
         return self, 0, [None if raw is None else (0, raw) for raw in found]
-
-
-_decoded_state = msgspec.msgpack.Decoder(Stored).decode
-_decoded_schema = msgspec.msgpack.Decoder(list[tuple[str, str]]).decode
 
 
 class FarPlainView(FarView, PlainView):

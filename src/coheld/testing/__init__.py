@@ -27,7 +27,9 @@ sleeps, or that it looks again.
 A store needs a database of its own, with no lock in it before: each test empties it.  ``COHELD_BACKEND=redis://…``.
 
 A new backend is a module of ``coheld.backends``, which has what ``base.py`` says there, and its scheme in
-``backends/__init__.py``.  The tests ask it nothing that others are not asked, but for how a wait looks from outside:
-``support.states.blocked`` knows waits in the kernel, and those on record in the cells of files.  It is done when
+``backends/__init__.py``; or what another distribution has as an entry point of the group ``coheld.backends``
+(docs/howto/backends.md), with a plugin of pytest that empties its store: ``-p MODULE``, see plugin.Hooks.  The tests
+ask it nothing that others are not asked, but for how a wait looks from outside: ``support.states.blocked`` knows waits
+in the kernel, and those on record in the cells of files.  It is done when
 ``COHELD_BACKEND=<its URL> python -m coheld.testing`` passes.
 """

@@ -4,7 +4,7 @@ import platform
 import random
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,36 +68,37 @@ def backends() -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def coheld_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def coheld_dir(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Iterator[Path]:
     """The private segments directory of this test; every process it starts inherits it by COHELD_DIR."""
     with hygiene.private_directory() as directory:
         monkeypatch.setenv("COHELD_DIR", str(directory))
         for backend in backends():
             monkeypatch.setattr(backend._process, "arena", None)  # the next anonymous lock lands in this directory
-        with hygiene.nothing_left(), _in_a_store(monkeypatch):
+        with hygiene.nothing_left(), _in_a_store(monkeypatch, pytestconfig):
             yield directory
 
 
 @contextmanager
-def _in_a_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_a_store(monkeypatch: pytest.MonkeyPatch, config: pytest.Config) -> Iterator[None]:
     """Where a store is asked for (COHELD_BACKEND), locks without a name are put there as well, by one that nobody else
     has: else most of the contract would be asked of this machine's memory.  Its threads end with the test, and each
     finds it empty."""
-    if (url := default()).partition(":")[0] in ("shm", "file"):
+    url = default()
+    if (backend := backend_of(url)).CAPABILITIES.files:
         yield
         return
-    place = type(backend_of(url))
+    place = type(backend)
     by_name = place.semaphore
     monkeypatch.setattr(mutex, "_maker_of_anonymous", lambda: lambda _cls: mutex.named(_new_name()))
     monkeypatch.setattr(place, "semaphore", lambda self, name: by_name(self, name or _new_name()))
-    _empty_store(url)
+    _empty_store(url, config)
     base._handles.known.clear()  # of earlier tests, which are not collected yet: a name there says no directory
     yield
     import_module("coheld.roll").end()
     import_module("coheld.backends.sessions").end()
     import_module("coheld.backends.renewing").end()
-    _empty_store(url)
-    import_module("coheld.backends.redis")._process.close()
+    _empty_store(url, config)
+    import_module("coheld.backends.engine").close()
 
 
 def _new_name() -> str:
@@ -107,15 +108,49 @@ def _new_name() -> str:
 _emptied: set[str] = set()
 
 
-def _empty_store(url: str) -> None:
+class Hooks:
+    """Of this plugin, for others."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_coheld_locks(self, url: str) -> Iterator[str] | None:
+        """The name of each lock at that URL, which is forgotten when the next is asked for; None: it is none of this
+        backend, which is not coheld's own."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(Hooks)
+
+
+def _empty_store(url: str, config: pytest.Config) -> None:
     """Raises: AssertionError: if there are locks in it before the first test; they are somebody's."""
+    emptied = url in _emptied
+    for name in config.hook.pytest_coheld_locks(url=url) or _names_in(url):
+        assert emptied, f"{url} has locks already, as {name}; give the tests a database of their own"
+    _emptied.add(url)
+
+
+def _names_in(url: str) -> Iterator[str]:
+    """As Hooks has it, of coheld's own."""
+    return _names_in_postgresql(url) if url.startswith("postgresql") else _names_in_redis(url)
+
+
+def _names_in_redis(url: str) -> Iterator[str]:
+    """And they are not there any more when the next one is asked for."""
     client = import_module("redis").Redis.from_url(import_module("coheld.backends.redis").Place(url).url)
     with closing(client):
-        names = list(client.scan_iter(match="coheld:*", count=1000))
-        assert not names or url in _emptied, f"{url} has locks already; give the tests a database of their own"
-        if names:
-            client.delete(*names)
-    _emptied.add(url)
+        for name in client.scan_iter(match="coheld:*", count=1000):
+            yield name
+            client.delete(name)
+
+
+def _names_in_postgresql(url: str) -> Iterator[str]:
+    """The same."""
+    psycopg = import_module("psycopg")
+    conninfo = import_module("coheld.backends.postgresql").Place(url).conninfo
+    with psycopg.connect(conninfo, autocommit=True) as client, suppress(psycopg.errors.UndefinedTable):
+        for (name,) in client.execute("SELECT name FROM coheld.lock").fetchall():
+            yield name
+            client.execute("DELETE FROM coheld.lock WHERE name = %s", [name])
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 import coheld
 from coheld import DeadlockError, Lockable, LockTimeout, Owner, observing
 from coheld.backends import deadlock, files, waiters
-from coheld.testing.contract.observe import BACKEND, CAPABILITIES
+from coheld.testing.contract.observe import label_of
 from coheld.testing.support import delays, effort, procs, seeds, states
 
 
@@ -146,19 +146,13 @@ def test_exactly_one_of_a_ring_is_told(size: int, layout: Callable[[int], list[t
     assert_tells_all(error, number, size, where)
 
 
-def shown_as(number: int) -> str:
-    """What the table of who waits has of a name: of a lock in a store, that of the local one."""
-    name = f"bed-{number}"
-    return repr(name) if CAPABILITIES.files else repr(BACKEND.named(name).local.name)
-
-
 def assert_tells_all(error: DeadlockError, number: int, size: int, where: dict[int, int]) -> None:
     assert isinstance(error, DeadlockError) and len(error.cycle) == size
     for step, member in enumerate(error.cycle):
         at = (number + step) % size
         assert member.pid == where[at]
         assert f"task-{at}" == member.task or f"thread-{at}" == member.thread
-        assert (member.holds, member.waits_for) == tuple(map(shown_as, (at, (at + 1) % size)))
+        assert (member.holds, member.waits_for) == tuple(label_of(f"bed-{one}") for one in (at, (at + 1) % size))
         assert (member.held_in, member.waits_in) in {
             ("Bed.book", "Bed.look"),
             ("Bed.book_later", "Bed.look_later"),

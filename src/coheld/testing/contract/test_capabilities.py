@@ -10,7 +10,6 @@ import pytest
 
 from coheld import IncompatibleError, Lockable, Pool, Semaphore, ensure_held, lost, token
 from coheld.backends.base import Capabilities
-from coheld.state.looking import look
 from coheld.testing.contract.observe import CAPABILITIES, URL, is_free
 from coheld.testing.support import delays, procs, states
 
@@ -90,14 +89,6 @@ def test_semaphores_and_pools_have_names_or_are_refused_as_declared(make: Callab
             make()
 
 
-def test_show_looks_at_a_state_of_this_machine_or_refuses_as_declared() -> None:
-    if CAPABILITIES.files:
-        assert look("x") is None
-    else:
-        with pytest.raises(IncompatibleError, match=r"'x'.*a store has it"):
-            look("x")
-
-
 def test_semaphores_and_pools_without_a_name_are_always_there() -> None:
     with Semaphore(2), Pool(["a", "b"]).lease() as leased:
         assert leased == "a"
@@ -117,3 +108,28 @@ def test_a_lock_has_a_token_and_may_be_lost_or_is_held_for_good_as_declared() ->
     with bed:
         ensure_held(bed)
         assert not lost(bed)
+
+
+def take_in_turn(link: procs.Link, bed: Bed, rounds: int) -> list[int]:
+    link.say("ready")
+    tokens = []
+    for _ in range(rounds):
+        with bed:
+            tokens.append(token(bed))
+    return tokens
+
+
+def test_a_grant_passes_among_the_processes_of_a_host_as_declared() -> None:
+    """Those of one grant have all but their lowest bits in common."""
+    if not CAPABILITIES.leases:
+        assert not CAPABILITIES.cohorts
+        return
+    bed, rounds, tokens = Bed(), 50, []
+    with procs.start(take_in_turn, bed, rounds) as one, procs.start(take_in_turn, bed, rounds) as other:
+        with bed:
+            for worker in (one, other):
+                worker.expect("ready")
+                worker.wait_until_blocked()
+        tokens = [*one.result(), *other.result()]
+    assert len(set(tokens)) == 2 * rounds
+    assert (len({number >> 12 for number in tokens}) < 2 * rounds) == CAPABILITIES.cohorts

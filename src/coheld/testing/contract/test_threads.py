@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from coheld import Lockable, NotOwnerError, holder, statistics
+from coheld.testing.contract.observe import CAPABILITIES
 from coheld.testing.support import delays, procs, states
 from coheld.testing.support.exclusion import Exclusion
 
@@ -129,7 +130,7 @@ def test_a_waiting_thread_is_served_at_the_release(device: Device) -> None:
 def test_all_waiting_threads_are_served(device: Device) -> None:
     device.acquire()
     with waiting(device, 8):
-        assert statistics(device).waiters == 8
+        states.wait_until(lambda: statistics(device).waiters == 8, "all are on record")  # who looks again, now and then
         device.release()
     assert statistics(device).waiters == 0
     assert holder(device) is None
@@ -271,7 +272,9 @@ def longest_busy_stretch(obj: Lockable, served: Any, before: int) -> float:
 
 
 def test_a_woken_thread_does_not_own_the_lock_while_it_queues_for_the_gil() -> None:
-    """A thread that were given the lock first would keep it for some switch intervals of 5 ms in each round."""
+    """A thread that were given the lock first would keep it for some switch intervals of 5 ms in each round: as many as
+    the questions that it asks of a store meanwhile, where that has to be asked."""
+    asks = CAPABILITIES.leases and not CAPABILITIES.cohorts
     obj, served, rounds = Lockable(), multiprocessing.RawValue(c_uint64), 15
     stretches = []
     with procs.start(call_beside_burners, obj, served, rounds, 2) as child:
@@ -281,7 +284,7 @@ def test_a_woken_thread_does_not_own_the_lock_while_it_queues_for_the_gil() -> N
             child.wait_until_blocked(child.pid)
             obj.release()
             stretches.append(longest_busy_stretch(obj, served, before))
-    assert median(stretches) < 0.002 * delays.SCALE, stretches
+    assert median(stretches) < (0.02 if asks else 0.002) * delays.SCALE, stretches
 
 
 def test_a_thread_that_waits_leaves_the_gil_to_the_others(device: Device) -> None:

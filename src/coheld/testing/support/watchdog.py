@@ -43,10 +43,9 @@ class Watchdog:
         self._process.stdin.write(f"{line}\n".encode())
 
     def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """After the last test.  It stays until the process has ended: a thread that a failed test left waiting, which
+        the interpreter would join for ever, gets no more than this."""
+        self.arm(delays.LONG, "the end of the run")
 
 
 def main(target: int) -> None:
@@ -57,31 +56,38 @@ def main(target: int) -> None:
 
 
 def watch(target: int, ended: int) -> None:
-    """Read "<seconds> <name>" lines; return at the end of the target or of standard input."""
-    deadline, name = float("inf"), "-"
+    """Read "<seconds> <name>" lines from standard input until the target has ended; the last one stays in force."""
+    told, deadline, name = [sys.stdin.fileno()], float("inf"), "-"
     while True:
         left = max(0, deadline - time.monotonic())
-        ready, _, _ = select.select([0, ended], [], [], None if left == float("inf") else left)
+        ready, _, _ = select.select([*told, ended], [], [], None if left == float("inf") else left)
         if not ready:
             report_and_kill(target, name)
-        if ended in ready or not ready or not (text := os.read(0, 65536).decode()):
+        if ended in ready or not ready:
             return
-        seconds, name = text.splitlines()[-1].split(" ", 1)
-        deadline = time.monotonic() + float(seconds)
+        if text := os.read(told[0], 65536).decode():
+            seconds, name = text.splitlines()[-1].split(" ", 1)
+            deadline = time.monotonic() + float(seconds)
+        else:
+            told = []
 
 
 def report_and_kill(target: int, name: str) -> None:
-    """Dump the stacks of all processes of the tests, and end them."""
+    """Dump the stacks of all processes of the tests, one after the other, and end them.
+
+    All are stopped first: none goes on because another has ended, and what two write does not mix.
+    """
     below = [pid for pid in states.descendants(target) if pid != os.getpid()]
     try:
+        sleeps_in = {pid: _sleeps_in(pid) for pid in [*below, target]}
+        for pid in sleeps_in:
+            _kill(pid, signal.SIGSTOP)
         _say(f"\n\n=== HANG in {name}: the stacks of all its processes follow ===")
         for pid in below:
-            _abort(pid)
-        _wait_for_end(below)
+            _abort(pid, sleeps_in[pid])
         _show_captured(target)
         _say(f"=== the test process {target} ===")
-        _abort(target)
-        _wait_for_end([target])
+        _abort(target, sleeps_in[target])
     finally:  # whatever happens to our output, nobody stays
         for pid in [*below, target]:
             _kill(pid, signal.SIGKILL)
@@ -91,21 +97,24 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _abort(pid: int) -> None:
+def _sleeps_in(pid: int) -> str:
     with contextlib.suppress(OSError):
-        _say(f"process {pid}: {Path(f'/proc/{pid}/wchan').read_text()}")
+        return Path(f"/proc/{pid}/wchan").read_text()
+    return ""
+
+
+def _abort(pid: int, sleeps_in: str) -> None:
+    """It dumps its stacks, and is gone."""
+    _say(f"process {pid}: {sleeps_in}")
     _kill(pid, signal.SIGABRT)
     _kill(pid, signal.SIGCONT)
+    with contextlib.suppress(AssertionError):
+        states.wait_until(lambda: states.gone(pid), "it has dumped", delays.LONG)
 
 
 def _kill(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _wait_for_end(pids: list[int]) -> None:
-    with contextlib.suppress(AssertionError):
-        states.wait_until(lambda: all(states.gone(pid) for pid in pids), "all have dumped", delays.LONG)
 
 
 def _show_captured(target: int) -> None:

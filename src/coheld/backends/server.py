@@ -1,0 +1,239 @@
+"""What a server's Store is besides its verbs: who wants to hear of what, the thread that hears it, and what becomes of
+a question whose connection breaks.
+
+The verbs are an engine's (redis.py).  Each is one question, which the server answers in one step and does not do twice,
+so that it may be asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from ..errors import BackendError, IncompatibleError
+from ..process import start
+from .store import Alarm, Bell, Found, Known, Store
+
+EPOCH = 1_704_067_200_000_000
+"""2024, microseconds: a token has 51 bits of them, and 12 for the passes of a cohort; that is good until 2095."""
+PATIENCE = 5.0
+"""For how long a server is waited for, seconds, but not for more than a quarter of a lease: who renews it and finds a
+connection dead can still try another."""
+HEALTHY = 10
+"""A connection that was silent for so long is asked whether it is there, seconds."""
+_RING_AGAIN = 0.005
+_REACHED_AGAIN = 0.2
+
+
+class Unreachable(Exception):
+    """There is no answer, and none is to come: in time."""
+
+
+class Broken(Unreachable):
+    """There is none by this connection; another may have one."""
+
+
+class Server(Store):
+    """One that this process asks; any of its threads."""
+
+    def __init__(self, where: str, patience: float) -> None:
+        self.where, self.patience = where, patience
+        self.id = os.urandom(9).hex()
+        self._guard = threading.Lock()
+        # A name that was removed may have more than one lock here, for a moment: who has the old file, and the new one.
+        self._alarms: dict[str, weakref.WeakSet[Alarm]] = {}
+        self._bells: dict[str, weakref.WeakSet[Bell]] = {}
+        self._listener: Listener | None = None
+
+    # -- an engine's ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def connects_by(self, place: Any) -> None:
+        """From now on: with what another URL of it says, a password that this process had not been told."""
+
+    @abstractmethod
+    def _forget_idle(self) -> None:
+        """The connections that nobody uses now are not used any more."""
+
+    @abstractmethod
+    def _listen(self) -> Listener:
+        """A thread that hears, not begun yet."""
+
+    # -- who hears of what ---------------------------------------------------------------------------------------------
+
+    def watch(self, name: str, alarm: Alarm) -> None:
+        with self._guard:
+            self._alarms.setdefault(name, weakref.WeakSet()).add(alarm)
+        self._listening().add("")
+
+    def listen(self, name: str, lock: Bell) -> None:
+        with self._guard:
+            self._bells.setdefault(name, weakref.WeakSet()).add(lock)
+        self._listening().add(name)
+
+    def close(self) -> None:
+        """Blocks until the thread that hears has ended."""
+        with self._guard:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.end()
+        self._forget_idle()
+
+    def wake(self, name: str) -> None:
+        """Who waits for that lock looks again; empty: for whichever, as something may have been missed."""
+        with self._guard:
+            alarms = [alarm for key, those in self._alarms.items() if not name or key == name for alarm in those]
+        for alarm in alarms:
+            alarm.set()
+
+    def bells(self, name: str) -> list[Bell]:
+        """Of that lock, or of all."""
+        with self._guard:
+            return [bell for key, those in self._bells.items() if not name or key == name for bell in those]
+
+    def _queue_anew(self, name: str) -> None:
+        """The place of this process among those who wait is gone; another of its locks of that name may want it."""
+        if len(self._alarms.get(name, ())) > 1:
+            self.wake(name)
+
+    def _listening(self) -> Listener:
+        with self._guard:
+            if self._listener is None or not self._listener.is_alive():
+                self._listener = self._listen()
+                start(self._listener)
+            return self._listener
+
+    # -- a question ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, ask: Callable[[], Any], name: str) -> Any:
+        """Asked again, once, if the connection broke: nothing is done twice.  But if another had the lock before it was
+        asked again, it does not know any more whether it did it the first time: nobody says "lost" then."""
+        try:
+            try:
+                return ask()
+            except Broken:
+                self._forget_idle()
+                if (answer := ask()) is None:
+                    raise Broken("an answer was lost; what was changed may be committed") from None
+                return answer
+        except Unreachable as error:
+            self._forget_idle()  # as silent as that one, perhaps
+            raise BackendError(
+                f"{self.where} cannot be reached, or does not answer: {error}; trying again may work",
+                resource=name or self.where,
+            ) from None
+
+    def _refuse(self, why: str, name: str) -> NoReturn:
+        raise BackendError(f"{self.where} refuses: {why}; trying again does not help by itself", resource=name)
+
+    def _distrust(self, why: str, name: str) -> NoReturn:
+        raise BackendError(
+            f"{self.where} does not prove that it is the one: {why}; trying again does not help by itself",
+            resource=name or self.where,
+        )
+
+    def _foreign(self, name: str, why: str) -> IncompatibleError:
+        return IncompatibleError(f"{self.where}: another program has what {name!r} needs: {why}", resource=name)
+
+
+def found(incarnation: bytes, version: int, payload: bytes | None, asked: Known) -> Found:
+    """Raises: ValueError: if the server has something else."""
+    known = Known(incarnation.ljust(16, b"\0"), version)
+    if payload is None and known.version and known != asked:
+        raise ValueError("a state without bytes")
+    return Found(known, payload)
+
+
+def micro(seconds: float) -> int:
+    return int(seconds * 1e6)
+
+
+def plain(error: BaseException) -> str:
+    """What it says, in a line: client libraries name host and port, and no secrets."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class Listener(threading.Thread, ABC):
+    """Hears what the server says to this process: one connection, for as long as the process lives.  It sleeps until
+    something is said, or it is stirred: somebody wants the news of another lock.  "": what is said to this process."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(name="coheld news", daemon=True)
+        self._server = server
+        self._wanted = {"": threading.Event()}
+        self._guard = threading.Lock()
+        self._late: set[str] = set()
+        self._ended = False
+
+    @abstractmethod
+    def stir(self) -> None:
+        """By another thread: look again what is wanted. Raises: BackendError."""
+
+    @abstractmethod
+    def _hear(self) -> None:
+        """On a connection of its own: _begin_hearing() again and again, what is said to _server.wake() and _ring(),
+        until it breaks or `_ended`. Raises: whatever it was that broke it."""
+
+    def end(self) -> None:
+        """Blocks until it has."""
+        self._ended = True
+        with suppress(BackendError):
+            self.stir()
+        self.join(self._server.patience)
+
+    def add(self, name: str) -> None:
+        """When this returns, nothing that is said of it from now on is missed, but for what a cut connection loses.
+        Raises: BackendError: if the server cannot be reached."""
+        with self._guard:
+            ready = self._wanted.setdefault(name, threading.Event())
+        if ready.is_set():
+            return
+        self.stir()
+        if not ready.wait(self._server.patience):
+            raise BackendError(
+                f"{self._server.where} cannot be reached, or does not answer; trying again may work",
+                resource=self._server.where,
+            )
+
+    def run(self) -> None:
+        while not self._ended:
+            try:
+                self._hear()
+            except Exception as error:  # whatever it was, those who wait depend on this thread
+                self._lost(error)
+
+    def _missing(self) -> list[str]:
+        """What is wanted and not heard yet."""
+        with self._guard:
+            return [name for name, ready in self._wanted.items() if not ready.is_set()]
+
+    def _hears(self, name: str) -> None:
+        """From now on."""
+        self._wanted[name].set()
+
+    def _patience(self) -> float:
+        """For how long silence is nothing to look at, seconds."""
+        return _RING_AGAIN if self._late else HEALTHY
+
+    def _ring(self, names: set[str]) -> None:
+        """Those, and who could not be rung the last time."""
+        names = names | self._late
+        self._late = {name for name in names for bell in self._server.bells(name) if not bell.ring()}
+
+    def _lost(self, error: Exception) -> None:
+        """The connection is gone, and with it what was said meanwhile: all look again."""
+        logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
+        had_begun = self._wanted[""].is_set()
+        for ready in list(self._wanted.values()):
+            ready.clear()
+        self._server.wake("")
+        self._late = {name for name in self._wanted if name}
+        if not had_begun:
+            time.sleep(_REACHED_AGAIN)

@@ -1,0 +1,241 @@
+"""What is PostgreSQL's alone of what goes wrong: sessions that end, grants that no disk has, poolers, rights."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import coheld
+from coheld import BackendError, IncompatibleError, LeaseLostError, Lockable
+from coheld.backends import engine, renewing
+from coheld.testing.support import delays, procs, states
+from engines import servers
+from engines.hosts import Counter, Start
+from engines.proxy import Connection, Proxy
+
+GRACE = 0.5
+LONG = 60
+"""A lease, that nobody waits for here."""
+
+
+@pytest.fixture(autouse=True)
+def _end_threads() -> Iterator[None]:
+    yield
+    renewing.end()
+    engine.close()
+
+
+@pytest.fixture
+def proxy(postgresql: servers.Postgresql) -> Iterator[Proxy]:
+    with Proxy(postgresql.port) as proxy:
+        yield proxy
+
+
+def through(server: servers.Server, proxy: Proxy) -> str:
+    return server.url().replace(f":{server.port}/", f":{proxy.port}/")
+
+
+def wait_until_waiting(server: servers.Server, number: int) -> None:
+    states.wait_until(lambda: len(server.waiting("counter")) == number, f"{number} wait")
+
+
+# ---- sessions that end ---------------------------------------------------------------------------------------
+
+
+def test_the_lock_of_a_killed_holder_is_had_when_its_session_ends(postgresql: servers.Postgresql, start: Start) -> None:
+    holder, other, last = (start(postgresql.url(), lease=LONG) for _ in range(3))
+    holder.do("add")
+    holder.do("acquire")
+    holder.do("write", 7)
+    token = holder.do("token")
+    for place, waiting in enumerate((other, last), 1):
+        waiting.tell("acquire")
+        wait_until_waiting(postgresql, place)
+    for dead, following in ((holder, other), (other, last)):
+        dead.worker.kill()
+        begun = time.monotonic()
+        assert following.result() and time.monotonic() - begun < GRACE + delays.MEDIUM / 2
+        assert following.do("token") > token and following.do("value") == 1
+        token = following.do("token")
+
+
+def test_so_is_that_of_a_holder_whose_child_lives(postgresql: servers.Postgresql, start: Start) -> None:
+    """The child has none of its connections."""
+    other = start(postgresql.url(), lease=LONG)
+    with procs.start(holds_and_forks, f"{postgresql.url()}?lease={LONG}") as holder:
+        child = holder.hear()
+        other.tell("acquire")
+        wait_until_waiting(postgresql, 1)
+        os.kill(holder.pid, signal.SIGKILL)
+        begun = time.monotonic()
+        assert other.result() and time.monotonic() - begun < GRACE + delays.MEDIUM / 2
+        assert not states.gone(child)
+        os.kill(child, signal.SIGKILL)
+        holder.kill()
+
+
+def holds_and_forks(link: procs.Link, url: str) -> None:
+    os.environ["COHELD_DIR"] = os.environ["COHELD_DIR"] + "/another"
+    os.mkdir(os.environ["COHELD_DIR"], 0o700)
+    counter = Counter(lock_name="counter", lock_backend=url)
+    counter.acquire()
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(theirs)
+        link.hear()
+    os.close(ours)
+    link.say(child)
+    link.hear()
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+def test_a_holder_whose_connections_are_cut_keeps_its_lease(
+    postgresql: servers.Postgresql, proxy: Proxy, start: Start, reset: bool
+) -> None:
+    holder, other = start(through(postgresql, proxy), lease=LONG), start(postgresql.url(), lease=LONG)
+    holder.do("acquire")
+    holder.do("write", 7)
+    other.tell("acquire")
+    wait_until_waiting(postgresql, 1)
+    (key,) = (postgresql.one("SELECT k FROM coheld.lock"),)
+    for _ in range(3):
+        proxy.cut(reset=reset)
+        states.wait_until(lambda: postgresql.is_taken(key), "its process is here again")
+        assert not holder.do("lost")
+    holder.do("release")
+    assert holder.do("heard") == [] and other.result() and other.do("value") == 7
+
+
+def test_a_session_that_the_server_takes_for_living_makes_way(
+    postgresql: servers.Postgresql, proxy: Proxy, start: Start
+) -> None:
+    """The client has lost it; the server does not know."""
+    holder = start(through(postgresql, proxy), lease=4 * delays.SCALE)
+    holder.do("acquire")
+    key, before = postgresql.one("SELECT k FROM coheld.lock"), listens(postgresql)
+    proxy.stall()
+    proxy.forward()  # who connects anew gets through
+    states.wait_until(lambda: listens(postgresql) not in (None, before), "another session has its key", delays.HANG)
+    assert postgresql.is_taken(key) and not holder.do("lost")
+    holder.do("release")
+
+
+def listens(server: servers.Postgresql) -> int | None:
+    """The session that has a key."""
+    found: int | None = server.one(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted"
+    )
+    return found
+
+
+def test_a_waiter_that_is_killed_leaves_no_session_at_the_key(postgresql: servers.Postgresql, start: Start) -> None:
+    holder, waiting = start(postgresql.url(), lease=LONG), start(postgresql.url(), lease=LONG)
+    holder.do("acquire")
+    waiting.tell("acquire")
+    states.wait_until(lambda: sits(postgresql) == 1, "it sits there")
+    waiting.worker.kill()
+    states.wait_until(lambda: sits(postgresql) == 0, "the server has noticed")
+    holder.do("release")
+
+
+def sits(server: servers.Postgresql) -> int:
+    count: int = server.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    return count
+
+
+# ---- a crash -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["not yet", "by its token"])
+def test_a_crash_of_the_server_before_a_grant_is_on_the_disk(start: Start, settled: bool) -> None:
+    with servers.postgresql(wal_writer_delay="10s") as server:
+        holder, other = start(server.url()), start(server.url())
+        holder.do("add")
+        token = other.do("acquire") and other.do("token")
+        other.do("release")
+        holder.do("acquire")
+        if settled:
+            token = holder.do("token")
+        holder.do("write", 7)
+        server.restart()
+        if settled:
+            holder.do("release")
+        else:
+            with pytest.raises(LeaseLostError):
+                holder.do("release")
+        assert other.do("acquire") and other.do("token") > token
+        assert other.do("value") == (7 if settled else 1) and other.do("made") == 1
+
+
+# ---- who stands between, and what is there --------------------------------------------------------------------
+
+
+class Pooler(Proxy):
+    """Clients have numbers of its own, as PgBouncer gives them."""
+
+    def _look_at_reply(self, connection: Connection, data: bytes) -> bytes:
+        head, found, rest = super()._look_at_reply(connection, data).partition(b"K\0\0\0\x0c")
+        return head + found + (b"\0\0\0\1" + rest[4:] if found else rest)
+
+
+def test_a_pooler_is_refused(postgresql: servers.Postgresql) -> None:
+    with Pooler(postgresql.port) as pooler:
+        lock = Lockable(lock_name="x", lock_backend=through(postgresql, pooler))
+        for _ in range(2):
+            with pytest.raises(IncompatibleError, match="is a pooler"):
+                lock.acquire()
+
+
+def test_who_may_not_make_the_schema_is_told_so_and_may_use_it_when_it_is_there(
+    postgresql: servers.Postgresql,
+) -> None:
+    lock = Lockable(lock_name="x", lock_backend=postgresql.url(user="lab"))
+    with postgresql.client() as client:
+        client.execute("CREATE ROLE lab LOGIN")
+        with pytest.raises(BackendError, match="the schema coheld must be there"):
+            lock.acquire()
+        with procs.start(uses, postgresql.url()) as admin:
+            admin.expect("ready")
+            admin.tell("go")
+        with pytest.raises(BackendError, match="the schema coheld must be there"):
+            lock.acquire()
+        client.execute("GRANT USAGE ON SCHEMA coheld TO lab")
+        client.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON coheld.lock TO lab")
+        with lock:
+            assert coheld.token(lock)
+        client.execute("DROP SCHEMA coheld CASCADE")
+        client.execute("DROP ROLE lab")
+
+
+def test_first_uses_at_once_make_the_schema_once(postgresql: servers.Postgresql, tmp_path: Path) -> None:
+    with procs.start(uses, postgresql.url()) as one, procs.start(uses, postgresql.url()) as other:
+        for worker in (one, other):
+            worker.expect("ready")
+        for worker in (one, other):
+            worker.tell("go")
+        assert sorted([one.result(), other.result()]) == [1, 2]
+
+
+def uses(link: procs.Link, url: str) -> int:
+    counter = Counter(lock_name="counter", lock_backend=url)
+    link.say("ready")
+    link.wait_for("go")
+    return counter.add()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE SCHEMA coheld; CREATE TABLE coheld.lock (name text)",
+        "CREATE SCHEMA coheld; CREATE VIEW coheld.lock AS SELECT 1 AS name",
+    ],
+)
+def test_what_another_program_has_under_the_name(postgresql: servers.Postgresql, statement: str) -> None:
+    with postgresql.client() as client:
+        for part in statement.split("; "):
+            client.execute(part)  # type: ignore[call-overload]
+    with pytest.raises(IncompatibleError, match="another program"):
+        Lockable(lock_name="x", lock_backend=postgresql.url()).acquire()
