@@ -419,6 +419,14 @@ class Away:
         if payload is not None:
             self.sent = payload, version
 
+    def pass_by(self) -> None:
+        """By the owner of the local lock, who does not want the grant: if that was left here for one who waits, which
+        was this, it goes on to who does, or back, and does not stay with nobody."""
+        if self._memo_here().passes_on(self.lease):
+            with suppress(CoheldError, OSError):  # its lease ends
+                if self.secure(None, 0):
+                    self.part(False)
+
     def _stays(self) -> bool:
         memo, lock = self.memo, self.lock
         return bool(

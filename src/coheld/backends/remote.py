@@ -169,10 +169,14 @@ class Remote(_Base):
 
     def _stir(self) -> bool:
         """Who waits here for a guard looks again; False: somebody has the local lock for long."""
-        if self._local_take(None, "", time.monotonic() + _RETRY):
-            self._local_give()
-            return True
-        return False
+        if not self._local_take(None, "", time.monotonic() + _RETRY):
+            return False
+        try:
+            self.away.pass_by()
+        finally:
+            if self._mine():
+                self._local_give()
+        return True
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
