@@ -15,7 +15,8 @@ import coheld
 from coheld import mutex, native
 from coheld._version import __version__
 from coheld.backends import backend_of, base, default, file
-from coheld.testing.support import delays, effort, hygiene, seeds
+from coheld.ledger import lost
+from coheld.testing.support import delays, effort, hygiene, seeds, states
 from coheld.testing.support.watchdog import Watchdog
 
 watchdog_key = pytest.StashKey[Watchdog]()
@@ -94,6 +95,7 @@ def _in_a_store(monkeypatch: pytest.MonkeyPatch, config: pytest.Config) -> Itera
     _empty_store(url, config)
     base._handles.known.clear()  # of earlier tests, which are not collected yet: a name there says no directory
     yield
+    states.wait_until(lambda: not (lost.numbers or lost.busy.locked()), "what was lost of pools is forgotten")
     import_module("coheld.roll").end()
     import_module("coheld.backends.sessions").end()
     import_module("coheld.backends.renewing").end()
