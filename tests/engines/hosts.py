@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 import coheld
 from coheld import Lockable, native, shared
-from coheld.testing.support import delays, procs
+from coheld.backends import remote
+from coheld.testing.support import delays, procs, states
 
 LEASE = 1.5 * delays.SCALE  # a quarter of it is how long an answer is waited for, on a busy machine as well
 
@@ -88,6 +90,16 @@ def looks_of_semaphore(semaphore: coheld.Semaphore) -> list[str]:
     return [repr(semaphore), str(pickle.dumps(semaphore)), str(vars(semaphore))]
 
 
+def release_while_news_come(counter: Counter) -> None:
+    """Who brings them waits for the local lock, and wants no grant."""
+    remote._RETRY = delays.LONG
+    thread = threading.Thread(target=native.lock_of(counter)._stir)
+    thread.start()
+    states.wait_until_blocked(os.getpid(), thread.native_id)
+    counter.release()
+    thread.join()
+
+
 LOG: list[str] = []
 HEARD: list[str] = []
 ACTS: dict[str, Callable[..., Any]] = {
@@ -97,6 +109,7 @@ ACTS: dict[str, Callable[..., Any]] = {
     "put": Counter.put,
     "acquire": lambda counter, timeout=None: counter.acquire(timeout=timeout),
     "release": Counter.release,
+    "release while news come": release_while_news_come,
     "write": lambda counter, value: setattr(counter, "value", value),
     "value": lambda counter: counter.value,
     "made": lambda counter: counter.made,

@@ -419,14 +419,6 @@ class Away:
         if payload is not None:
             self.sent = payload, version
 
-    def pass_by(self) -> None:
-        """By the owner of the local lock, who does not want the grant: if that was left here for one who waits, which
-        was this, it goes on to who does, or back, and does not stay with nobody."""
-        if self._memo_here().passes_on(self.lease):
-            with suppress(CoheldError, OSError):  # its lease ends
-                if self.secure(None, 0):
-                    self.part(False)
-
     def _stays(self) -> bool:
         memo, lock = self.memo, self.lock
         return bool(
@@ -451,6 +443,15 @@ class Away:
         self.lock._discard()
         with suppress(CoheldError):
             self.part(False)
+
+    def let_go(self) -> None:
+        """By the owner of the local lock alone: the grant that was kept for it goes to others, unless somebody else
+        here waits, or a dead owner left it: its lease tells the others of that.  Killed in between it leaves a grant
+        that ends with its lease."""
+        memo, lock = self._memo_here(), self.lock
+        kept = memo.valid and self.grant is None and lock._record()[0] == 1 and not lock.flags & native.RECOVERING
+        if kept and not (lock._counters()[3] or lock.queued):
+            self.drop(memo.nonce)
 
     def drop(self, nonce: bytes) -> None:
         """The store may believe that it is ours still; empty: it does not."""
