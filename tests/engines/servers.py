@@ -255,30 +255,27 @@ class Postgresql(Server):
 
     def kill(self) -> None:
         """SIGKILL for all its processes at once, as when the machine fails; what was not flushed is lost."""
-        family = self._family() if self.running else []
-        for pid in family:  # the first starts no others any more
-            os.kill(pid, signal.SIGSTOP)
-        for pid in family[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        others: list[int] = []
+        if self.running:
+            self._started.stop()  # it starts no others any more
+            others = states.children(self.pid)
+        self._signal(others, signal.SIGKILL)
         super().kill()
-        states.wait_until(lambda: all(map(_reaped, family[1:])), f"all of {self} is gone")
+        states.wait_until(lambda: all(map(_reaped, others)), f"all of {self} is gone")
+
+    def _signal(self, pids: list[int], number: int) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def stop(self) -> None:
         """All its processes."""
         super().stop()
-        for pid in self._family()[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+        self._signal(states.children(self.pid), signal.SIGSTOP)
 
     def cont(self) -> None:
-        for pid in self._family()[1:]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        self._signal(states.children(self.pid), signal.SIGCONT)
         super().cont()
-
-    def _family(self) -> list[int]:
-        return [self.pid, *states.children(self.pid)]
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         login = f"{user}:{self._password}" if self._password else user

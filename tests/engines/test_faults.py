@@ -5,7 +5,6 @@ Here is what all engines have in common.
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.commands import COHELD
 from coheld import BackendError, LeaseLostError
 from coheld.backends import postgresql, redis
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
@@ -340,7 +340,7 @@ def test_a_password_is_told_to_nobody_but_the_server(start: Start, tmp_path: Pat
         said += one.do("semaphore", server.url())
         environment = os.environ | {"COHELD_DIR": str(tmp_path / "host-0"), "COHELD_BACKEND": server.url()}
         for command in ("ps", "ps counter"):
-            line = [sys.executable, "-m", "coheld", *command.split()]
+            line = [*COHELD, *command.split()]
             shown = subprocess.run(line, check=False, env=environment, capture_output=True, text=True)
             said += [shown.stdout, shown.stderr]
         server.kill()

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import socket
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -115,6 +116,8 @@ class PostgresqlServer(Server):
         self._found_at: dict[str, int] = {}  # of each lock that is waited for first: the key of its holder
         self._conninfo = place.conninfo
         self._idle: deque[Session] = deque()  # those that nobody uses now
+        self._interrupted: deque[Session] = deque()
+        self._ending = threading.RLock()
         self._arrived = False
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
@@ -179,6 +182,8 @@ class PostgresqlServer(Server):
 
     def close(self) -> None:
         super().close()
+        while self._interrupted:
+            self._interrupted.pop().close()
         while self.posts:
             with suppress(KeyError):
                 _, post = self.posts.popitem()
@@ -211,8 +216,11 @@ class PostgresqlServer(Server):
             except Refusal:
                 self._idle.append(session)
                 raise
-            except BaseException:
+            except Exception:
                 session.close()
+                raise
+            except BaseException:
+                self._interrupted.append(session)
                 raise
         except Refusal as refusal:
             self._told(refusal, name)
@@ -235,7 +243,13 @@ class PostgresqlServer(Server):
         return Session(self._conninfo, self.where, self.patience)
 
     def _session(self) -> Session:
-        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent."""
+        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent.  What an
+        interrupted thread has asked is answered before: else it might be done after it was taken back."""
+        while self._interrupted:
+            with self._ending:  # no other thread asks before it has its answer, either
+                if self._interrupted:
+                    self._interrupted[0].end()
+                    self._interrupted.popleft()
         while self._idle:
             with suppress(IndexError):  # another thread was first
                 session = self._idle.pop()

@@ -105,6 +105,12 @@ class Session:
         _forget(self.socket, self._mark)
         self._pq.finish()
 
+    def end(self) -> None:
+        """Wait for what was asked, and close it."""
+        with suppress(Unreachable, Refusal):
+            self._result(time.monotonic() + self._patience)
+        self.close()
+
     def is_there(self) -> bool:
         """As far as this end of it knows: the server has not closed it. Never blocks, and keeps the interpreter."""
         with suppress(Broken):

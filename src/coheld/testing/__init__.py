@@ -24,7 +24,8 @@ the wait ends where there is none; that no interrupt leaves the lock taken, or t
 back; TooManyLocksError for one lock more than a thread may hold, or that it may hold that one as well; that a waiter
 sleeps, or that it looks again.
 
-A store needs a database of its own, with no lock in it before: each test empties it.  ``COHELD_BACKEND=redis://…``.
+A store needs a database of its own, with no lock in it before: each test empties it.  ``COHELD_BACKEND=redis://…``,
+``postgresql://…``.
 
 A new backend is a module of ``coheld.backends``, which has what ``base.py`` says there, and its scheme in
 ``backends/__init__.py``; or what another distribution has as an entry point of the group ``coheld.backends``
