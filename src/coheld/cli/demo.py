@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from coheld.backends import backend_of, default, files
-from coheld.cli import exits, postgres
+from coheld.cli import exits
 from coheld.errors import CoheldError
 
 _EPILOG = """\
@@ -102,7 +102,15 @@ def _valkey() -> Iterator[str]:
         yield f"redis://127.0.0.1:{server.port}/0"
 
 
-_SERVERS = {"redis": _valkey, "postgresql": postgres.server}
+@contextmanager
+def _postgresql() -> Iterator[str]:
+    from coheld.cli import postgres
+
+    with postgres.server() as url:
+        yield url
+
+
+_SERVERS = {"redis": _valkey, "postgresql": _postgresql}
 
 
 def _play(options: argparse.Namespace) -> int:
