@@ -15,7 +15,7 @@ from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, shared
 from coheld.backends.monitor import Monitor
 from coheld.mutex import remove
 from coheld.testing.state.things import Shelf
-from coheld.testing.support import delays, procs
+from coheld.testing.support import delays, procs, states
 
 
 def take_some(link: procs.Link, shelf: Shelf, count: int) -> list[str]:
@@ -166,6 +166,8 @@ def test_a_killed_waiter_strands_nobody() -> None:
     ):
         for one in (doomed, other, stopped):
             one.expect("taking")
+        states.wait_until(lambda: guards(shelf) == 3, "all of them wait for the guard, and none for the lock")
+        for one in (doomed, other, stopped):
             one.wait_until_blocked()
         doomed.kill()
         stopped.stop()
@@ -175,6 +177,11 @@ def test_a_killed_waiter_strands_nobody() -> None:
         stopped.cont()
         assert stopped.result() == ["b"]
     assert shelf.items == []
+
+
+def guards(shelf: Shelf) -> int:
+    """How many wait for a condition."""
+    return sum(waiter.waits_for == "guard" for waiter in coheld.waiters(shelf))
 
 
 def put_and_die(link: procs.Link, shelf: Shelf, committed: bool) -> None:
