@@ -22,8 +22,8 @@ LEASE = 0.9 * delays.SCALE
 SOON = [sys.executable, "-c", "import sys; from coheld.cli import main, relay; relay.GRACE = 0.1; sys.exit(main())"]
 TELLS = "import os, pathlib, sys, time; path = pathlib.Path(sys.argv[1]); path.write_text(f'{os.getpid()}\\n')\n"
 STAYS = f"{TELLS}time.sleep({delays.HANG})"
-TOLD = f"{TELLS}import signal; signal.signal(15, lambda *_: (path.write_text('told\\n'), sys.exit(7))); signal.pause()"
-DEAF = f"{TELLS}import signal; signal.signal(15, signal.SIG_IGN); time.sleep({delays.HANG})"
+TOLD = f"import signal; signal.signal(15, lambda *_: (path.write_text('told\\n'), sys.exit(7)))\n{TELLS}signal.pause()"
+DEAF = f"import signal; signal.signal(15, signal.SIG_IGN)\n{TELLS}time.sleep({delays.HANG})"
 
 
 @pytest.fixture
@@ -92,7 +92,8 @@ def test_a_loss_that_is_found_out_at_the_end(
 
 def test_a_server_that_is_gone_at_the_end_does_not_spoil_what_is_done(proxy: Proxy, tmp_path: Path) -> None:
     path = tmp_path / "tells"
-    with running(f"{TELLS}import signal; signal.signal(10, lambda *_: sys.exit(7)); signal.pause()", path) as runner:
+    source = f"import signal; signal.signal(10, lambda *_: sys.exit(7))\n{TELLS}signal.pause()"
+    with running(source, path) as runner:
         proxy.refuse()
         os.kill(int(wait_for_line(path)), signal.SIGUSR1)
         _, said = runner.communicate(timeout=delays.LONG)
