@@ -141,6 +141,59 @@ def test_a_waiter_that_is_killed_leaves_no_session_at_the_key(postgresql: server
     holder.do("release")
 
 
+def test_who_waits_first_and_gives_up_has_the_next_sit_at_the_key(postgresql: servers.Postgresql, start: Start) -> None:
+    holder, first, second = (start(postgresql.url(), lease=LONG) for _ in range(3))
+    holder.do("acquire")
+    first.tell("acquire", delays.MEDIUM)
+    wait_until_waiting(postgresql, 1)
+    second.tell("acquire")
+    wait_until_waiting(postgresql, 2)
+    assert not first.result()
+    holder.worker.kill()
+    begun = time.monotonic()
+    assert second.result() and time.monotonic() - begun < GRACE + delays.MEDIUM
+
+
+def test_what_is_said_while_a_waiter_connects_anew_is_not_missed(postgresql: servers.Postgresql, start: Start) -> None:
+    """It has looked again, and cannot hear yet."""
+    holder, waiting = start(postgresql.url(), lease=LONG), start(postgresql.url(), lease=LONG)
+    holder.do("acquire")
+    waiting.tell("acquire")
+    states.wait_until(lambda: sits(postgresql) == 1, "it sits there")
+    (key,) = postgresql.waiting("counter")
+    session, cut = postgresql.one(AT_KEY + "granted", key), postgresql.one("SELECT clock_timestamp()")
+    with postgresql.client() as client:
+        client.execute("SELECT pg_terminate_backend(%s), pg_advisory_lock_shared(%s)", (session, key))
+        states.wait_until(lambda: postgresql.one(AT_KEY + "NOT granted", key), "it connects anew")
+        states.wait_until(lambda: postgresql.one(ASKED_SINCE, cut), "it has asked again")
+        holder.do("release")
+    begun = time.monotonic()
+    assert waiting.result() and time.monotonic() - begun < delays.MEDIUM
+
+
+ASKED_SINCE = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%FROM coheld.acquire%%' AND state = 'idle' AND query_start > %s"
+AT_KEY = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' "
+    "AND (classid::bigint << 32 | objid::bigint) = %s AND "
+)
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_out(postgresql: servers.Postgresql, start: Start) -> None:
+    """What the row says is of an hour later: since when the holder is gone, and until when the first in turn has it."""
+    holder, stopped, other = (start(postgresql.url(), lease=LONG) for _ in range(3))
+    holder.do("acquire")
+    stopped.tell("acquire")
+    wait_until_waiting(postgresql, 1)
+    stopped.worker.stop()
+    holder.worker.kill()
+    with postgresql.client() as client:
+        client.execute(
+            "WITH clock AS (SELECT (date_part('epoch', now() + interval '1 hour') * 1000000)::bigint AS later) "
+            "UPDATE coheld.lock SET d = later, u = later, n = waiting[1], e = later FROM clock"
+        )
+    assert other.do("acquire", delays.LONG)
+
+
 def sits(server: servers.Postgresql) -> int:
     count: int = server.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     return count
