@@ -23,8 +23,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from . import renewing
 from .engine import Engine, capabilities, take_lease
+from .libpq import Refusal, Session, Value, client_library, wait_for_any
 from .server import EPOCH, PATIENCE, Broken, Listener, Server, Unreachable, found, micro
-from .session import Refusal, Session, Value, client_library, wait_for_any
 from .store import Ask, Change, Found, Granted, Known, Refused, number_of
 
 CAPABILITIES = replace(capabilities(), cohorts=False)
