@@ -266,6 +266,25 @@ def sits(server: servers.Postgresql) -> int:
     return count
 
 
+class Interrupted:
+    """A session whose answer is waited for, when a signal's handler asks as well."""
+
+    def __init__(self, server: postgresql_backend.PostgresqlServer) -> None:
+        self.server, self.ends = server, 0
+
+    def end(self) -> None:
+        self.ends += 1
+        if self.ends == 1:
+            self.server._session().close()
+
+
+def test_a_handler_of_a_signal_may_end_what_was_interrupted_too(postgresql: servers.Postgresql) -> None:
+    server = postgresql_backend.PostgresqlServer(postgresql_backend.Place(postgresql.url()))
+    server._interrupted.append(Interrupted(server))  # type: ignore[arg-type]
+    server._session().close()
+    assert not server._interrupted
+
+
 # ---- a crash -------------------------------------------------------------------------------------------------
 
 
