@@ -28,7 +28,7 @@
                    sessions.py the lease of what a process has there for longer, permits for one;
                    engine.py and server.py what any server's store is besides its verbs; redis.py and redis.lua those
                    of a Redis or Valkey server, postgresql.py and postgresql.sql those of a PostgreSQL server, with
-                   session.py for its connections
+                   libpq.py for its connections
     state/         shared(): fields, their encoding, files, growth; snapshot; for both kinds of locks
     aio.py         the same for tasks of asyncio
     mutex.py       locks by what names them

@@ -1,9 +1,13 @@
 """What is PostgreSQL's alone of what goes wrong: sessions that end, grants that no disk has, poolers, rights."""
 
 import os
+import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,11 @@ import pytest
 import coheld
 from coheld import BackendError, IncompatibleError, LeaseLostError, Lockable
 from coheld.backends import engine, renewing
+from coheld.backends import postgresql as postgresql_backend
+from coheld.backends.libpq import Session
+from coheld.backends.server import Unreachable
 from coheld.testing.support import delays, procs, states
-from engines import servers
+from engines import ports, servers
 from engines.hosts import Counter, Start
 from engines.proxy import Connection, Proxy
 
@@ -131,6 +138,39 @@ def listens(server: servers.Postgresql) -> int | None:
     return found
 
 
+def test_a_child_of_a_process_that_connects_just_then_has_no_connection() -> None:
+    with (
+        socket.create_server((ports.HOST, 0)) as server,
+        procs.start(connects_and_forks, f"postgresql://{ports.HOST}:{server.getsockname()[1]}/lab") as worker,
+    ):
+        client, _ = server.accept()
+        with client:
+            client.settimeout(delays.LONG)
+            assert client.recv(64)
+            worker.tell("fork")
+            child = worker.hear()
+            assert client.recv(64) == b"" and not states.gone(child)
+        os.kill(child, signal.SIGKILL)
+        worker.kill()
+
+
+def connects_and_forks(link: procs.Link, conninfo: str) -> None:
+    def connects() -> None:
+        with suppress(Unreachable):
+            Session(conninfo, "", delays.MEDIUM)
+
+    threading.Thread(target=connects).start()
+    link.wait_for("fork")
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(theirs)
+        os.read(ours, 1)
+        os._exit(0)
+    os.close(ours)
+    link.say(child)
+    link.hear()
+
+
 def test_a_waiter_that_is_killed_leaves_no_session_at_the_key(postgresql: servers.Postgresql, start: Start) -> None:
     holder, waiting = start(postgresql.url(), lease=LONG), start(postgresql.url(), lease=LONG)
     holder.do("acquire")
@@ -141,9 +181,108 @@ def test_a_waiter_that_is_killed_leaves_no_session_at_the_key(postgresql: server
     holder.do("release")
 
 
+def test_who_waits_first_and_gives_up_has_the_next_sit_at_the_key(postgresql: servers.Postgresql, start: Start) -> None:
+    holder, first, second = (start(postgresql.url(), lease=LONG) for _ in range(3))
+    holder.do("acquire")
+    first.tell("acquire", delays.MEDIUM)
+    wait_until_waiting(postgresql, 1)
+    second.tell("acquire")
+    wait_until_waiting(postgresql, 2)
+    assert not first.result()
+    holder.worker.kill()
+    begun = time.monotonic()
+    assert second.result() and time.monotonic() - begun < LONG / 2
+
+
+def test_who_sits_at_a_key_has_no_transaction_open_for_long(
+    postgresql: servers.Postgresql, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_backend, "_SITS_FOR", delays.SHORT)
+    holder = start(postgresql.url(), lease=LONG)
+    holder.do("acquire")
+    waiting = threading.Thread(target=uses_once, args=(f"{postgresql.url()}?lease={LONG}",))
+    waiting.start()
+    seen: set[object] = set()
+    states.wait_until(lambda: len(seen.add(postgresql.one(SITS_SINCE)) or seen - {None}) > 2, "it sits there anew")
+    holder.do("release")
+    waiting.join()
+
+
+SITS_SINCE = (
+    "SELECT xact_start FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND NOT granted"
+)
+
+
+def uses_once(url: str) -> None:
+    with Lockable(lock_name="counter", lock_backend=url):
+        pass
+
+
+def test_what_is_said_while_a_waiter_connects_anew_is_not_missed(postgresql: servers.Postgresql, start: Start) -> None:
+    """It has looked again, and cannot hear yet."""
+    holder, waiting = start(postgresql.url(), lease=LONG), start(postgresql.url(), lease=LONG)
+    holder.do("acquire")
+    waiting.tell("acquire")
+    states.wait_until(lambda: sits(postgresql) == 1, "it sits there")
+    (key,) = postgresql.waiting("counter")
+    session, cut = postgresql.one(AT_KEY + "granted", key), postgresql.one("SELECT clock_timestamp()")
+    with postgresql.client() as client:
+        client.execute("SELECT pg_terminate_backend(%s), pg_advisory_lock_shared(%s)", (session, key))
+        states.wait_until(lambda: postgresql.one(AT_KEY + "NOT granted", key), "it connects anew")
+        states.wait_until(lambda: postgresql.one(ASKED_SINCE, cut), "it has asked again")
+        holder.do("release")
+    begun = time.monotonic()
+    assert waiting.result() and time.monotonic() - begun < LONG / 2
+
+
+ASKED_SINCE = (
+    "SELECT pid FROM pg_stat_activity "
+    "WHERE query LIKE '%%FROM coheld.acquire%%' AND state = 'idle' AND query_start > %s"
+)
+AT_KEY = (
+    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' "
+    "AND (classid::bigint << 32 | objid::bigint) = %s AND "
+)
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_out(postgresql: servers.Postgresql, start: Start) -> None:
+    """What the row says is of an hour later: since when the holder is gone, and until when the first in turn has it."""
+    holder, stopped, other = (start(postgresql.url(), lease=LONG) for _ in range(3))
+    holder.do("acquire")
+    stopped.tell("acquire")
+    wait_until_waiting(postgresql, 1)
+    stopped.worker.stop()
+    holder.worker.kill()
+    with postgresql.client() as client:
+        client.execute(
+            "WITH clock AS (SELECT (date_part('epoch', now() + interval '1 hour') * 1000000)::bigint AS later) "
+            "UPDATE coheld.lock SET d = later, u = later, n = waiting[1], e = later FROM clock"
+        )
+    assert other.do("acquire", delays.LONG)
+
+
 def sits(server: servers.Postgresql) -> int:
     count: int = server.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     return count
+
+
+class Interrupted:
+    """A session whose answer is waited for, when a signal's handler asks as well."""
+
+    def __init__(self, server: postgresql_backend.PostgresqlServer) -> None:
+        self.server, self.ends = server, 0
+
+    def end(self) -> None:
+        self.ends += 1
+        if self.ends == 1:
+            self.server._session().close()
+
+
+def test_a_handler_of_a_signal_may_end_what_was_interrupted_too(postgresql: servers.Postgresql) -> None:
+    server = postgresql_backend.PostgresqlServer(postgresql_backend.Place(postgresql.url()))
+    server._interrupted.append(Interrupted(server))  # type: ignore[arg-type]
+    server._session().close()
+    assert not server._interrupted
 
 
 # ---- a crash -------------------------------------------------------------------------------------------------
@@ -176,6 +315,12 @@ def test_a_crash_of_the_server_before_a_grant_is_on_the_disk(start: Start, settl
 class Pooler(Proxy):
     """Clients have numbers of its own, as PgBouncer gives them."""
 
+    asked = b""
+
+    def _look_at_request(self, connection: Connection, data: bytes) -> bytes:
+        self.asked += data
+        return super()._look_at_request(connection, data)
+
     def _look_at_reply(self, connection: Connection, data: bytes) -> bytes:
         head, found, rest = super()._look_at_reply(connection, data).partition(b"K\0\0\0\x0c")
         return head + found + (b"\0\0\0\1" + rest[4:] if found else rest)
@@ -187,6 +332,46 @@ def test_a_pooler_is_refused(postgresql: servers.Postgresql) -> None:
         for _ in range(2):
             with pytest.raises(IncompatibleError, match="is a pooler"):
                 lock.acquire()
+        names = re.findall(rb"P\0\0..([^\0]*)\0SELECT", pooler.asked, re.DOTALL)
+        assert set(names) == {b""}, "what is prepared would stay with a session that others have next"
+
+
+def test_what_somebody_else_has_made_in_the_database_is_not_called(
+    postgresql: servers.Postgresql, start: Start
+) -> None:
+    with postgresql.client() as client:
+        client.execute(
+            "CREATE FUNCTION public.mine(bigint[], bigint) RETURNS bigint[] LANGUAGE plpgsql "
+            "AS $$ BEGIN RAISE EXCEPTION 'with the rights of another'; END $$"
+        )
+        client.execute("CREATE OPERATOR public.|| (LEFTARG = bigint[], RIGHTARG = bigint, FUNCTION = public.mine)")
+    holder, waiting = start(postgresql.url()), start(postgresql.url())
+    holder.do("acquire")
+    waiting.tell("acquire")
+    wait_until_waiting(postgresql, 1)
+    holder.do("release")
+    assert waiting.result()
+
+
+# ---- some hosts ------------------------------------------------------------------------------------------------
+
+
+def test_one_of_some_hosts_that_is_silent_leaves_time_for_the_others(postgresql: servers.Postgresql) -> None:
+    with socket.create_server((ports.HOST, 0)) as silent:
+        both = f"{ports.HOST}:{silent.getsockname()[1]},{ports.HOST}:{postgresql.port}"
+        url = postgresql.url().replace(f"{ports.HOST}:{postgresql.port}", both)
+        with Lockable(lock_name="x", lock_backend=url) as lock:
+            assert coheld.token(lock)
+
+
+def test_a_server_that_follows_another_is_not_the_one(postgresql: servers.Postgresql) -> None:
+    """As far as clients see."""
+    with postgresql.client() as client:
+        client.execute("CREATE ROLE lab LOGIN")
+        client.execute("ALTER ROLE lab SET default_transaction_read_only = on")
+        with pytest.raises(BackendError, match="read-only; trying again may work"):
+            Lockable(lock_name="x", lock_backend=postgresql.url(user="lab")).acquire()
+        client.execute("DROP ROLE lab")
 
 
 def test_who_may_not_make_the_schema_is_told_so_and_may_use_it_when_it_is_there(

@@ -23,8 +23,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from . import renewing
 from .engine import Engine, capabilities, take_lease
+from .libpq import Refusal, Session, Value, client_library, wait_for_any
 from .server import EPOCH, PATIENCE, Broken, Listener, Server, Unreachable, found, micro
-from .session import Refusal, Session, Value, client_library, wait_for_any
 from .store import Ask, Change, Found, Granted, Known, Refused, number_of
 
 CAPABILITIES = replace(capabilities(), cohorts=False)
@@ -32,10 +32,18 @@ _PORT = 5432
 _WRONG = "the URL of a postgresql: backend must be postgresql://host:port/database"
 _SETTLED = ("host", "hostaddr", "port", "dbname", "service", "servicefile", "client_encoding")
 """Options of libpq by which a server would not be the one that messages name, or answer what is not understood."""
+_DEFAULTS = {
+    "client_encoding": "utf8",
+    "fallback_application_name": "coheld",
+    "target_session_attrs": "read-write",
+}
+"""The last: of some hosts the one that the others follow now."""
 _MISSING = ("42883", "3F000", "42P01")
 """SQLSTATE: no such function, schema or table."""
-_SITS_AFTER = 0.1
-"""Seconds."""
+_READ_ONLY = "25006"
+"""SQLSTATE: this one follows another now."""
+_SITS_AFTER, _SITS_FOR = 0.1, 30.0
+"""Seconds.  A session that sits has a transaction open, and VACUUM leaves what has ended since."""
 _LOOKS_AFTER_CLIENTS = 140000
 _LOOK_AFTER_US = b"SELECT pg_catalog.set_config('client_connection_check_interval', '500', false)"
 """A session that waits there for long ends half a second after its client."""
@@ -44,22 +52,25 @@ _PREPARING = 0x636F68656C64
 
 
 class Place:
-    """What a URL says.  conninfo: the same, as libpq takes it."""
+    """What a URL says.  conninfo: the same, as libpq takes it; conninfos: for each of the hosts."""
 
     def __init__(self, url: str) -> None:
         try:
             parts = urlsplit(url)
             login, _, hosts = parts.netloc.rpartition("@")
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-            self.where = f"{parts.scheme}://{','.join(map(_host, hosts.split(',')))}/{_database(parts.path)}"
+            places = [_host(host) for host in hosts.split(",")]
+            self.where = f"{parts.scheme}://{','.join(places)}/{_database(parts.path)}"
         except ValueError:
             raise ValueError(_WRONG) from None  # which would have the URL
         self.lease = take_lease(options)
         if not options.keys().isdisjoint(_SETTLED):
             raise ValueError(f"{', '.join(_SETTLED)} cannot be options of the URL; {_WRONG}")
-        self.url = self.where.replace("://", f"://{login}@" if login else "://", 1) + _query(options)
-        settled = {"client_encoding": "utf8", "fallback_application_name": "coheld", **options}
-        self.conninfo = self.url.partition("?")[0] + _query(settled)
+        begin, end = f"{parts.scheme}://{login}{'@' * bool(login)}", f"/{_database(parts.path)}"
+        self.url = f"{begin}{','.join(places)}{end}{_query(options)}"
+        self.conninfo, *self.conninfos = (
+            f"{begin}{place}{end}{_query(_DEFAULTS | options)}" for place in (",".join(places), *places)
+        )
 
     def check(self) -> None:
         psycopg = client_library()
@@ -114,7 +125,8 @@ class PostgresqlServer(Server):
         """Has a session of this process the key, as far as it knows?"""
         self.posts: dict[int, _Post] = {}
         self._found_at: dict[str, int] = {}  # of each lock that is waited for first: the key of its holder
-        self._conninfo = place.conninfo
+        self._conninfos = place.conninfos
+        self._at = 0  # of these, the one that did the last time
         self._idle: deque[Session] = deque()  # those that nobody uses now
         self._interrupted: deque[Session] = deque()
         self._ending = threading.RLock()
@@ -177,7 +189,7 @@ class PostgresqlServer(Server):
     # -- how -----------------------------------------------------------------------------------------------------------
 
     def connects_by(self, place: Place) -> None:
-        self._conninfo = place.conninfo
+        self._conninfos = place.conninfos
         self._forget_idle()
 
     def close(self) -> None:
@@ -240,7 +252,19 @@ class PostgresqlServer(Server):
         return row[0] if row is not None and len(row) == 1 else row
 
     def connect(self) -> Session:
-        return Session(self._conninfo, self.where, self.patience)
+        """To one of its hosts, each of which has its part of the time: one that is silent is not all there is."""
+        hosts, at = self._conninfos, self._at
+        for more in reversed(range(len(hosts))):
+            try:
+                session = Session(hosts[at % len(hosts)], self.where, self.patience, self.patience / len(hosts))
+            except Unreachable:
+                if not more:
+                    raise
+                at += 1
+            else:
+                self._at = at % len(hosts)
+                return session
+        raise AssertionError("a URL has a host")
 
     def _session(self) -> Session:
         """An idle one, or another: one that the server has closed meanwhile is found before anything is sent.  What an
@@ -248,8 +272,9 @@ class PostgresqlServer(Server):
         while self._interrupted:
             with self._ending:  # no other thread asks before it has its answer, either
                 if self._interrupted:
-                    self._interrupted[0].end()
-                    self._interrupted.popleft()
+                    (session := self._interrupted[0]).end()
+                    with suppress(ValueError):  # a signal's handler was first
+                        self._interrupted.remove(session)
         while self._idle:
             with suppress(IndexError):  # another thread was first
                 session = self._idle.pop()
@@ -261,7 +286,7 @@ class PostgresqlServer(Server):
     def _told(self, refusal: Refusal, name: str) -> None:
         """What the server says, by its class. Raises: Unreachable, Broken: another time it may say something else."""
         state, why = refusal.state, str(refusal)
-        if state[:3] == "57P" or state[:2] in ("08", "40"):
+        if state[:3] == "57P" or state[:2] in ("08", "40") or state == _READ_ONLY:
             raise Broken(why) from None
         if state[:2] in ("53", "57") or state == "55P03":
             raise Unreachable(why) from None
@@ -281,7 +306,7 @@ class PostgresqlServer(Server):
             return min(seconds, _SITS_AFTER)
         with self._guard:
             sits = key in self.posts
-            self.posts.setdefault(key, _Post(time.monotonic() + seconds)).names.add(name)
+            self.posts.setdefault(key, _Post(time.monotonic() + min(seconds, _SITS_FOR))).names.add(name)
         if not sits:
             self._listening().stir()
         return seconds

@@ -121,7 +121,7 @@ BEGIN
             until_then := f.u;
             IF f.k IS NOT NULL AND f.b = coheld.run_VERSION() THEN
                 IF pg_catalog.pg_try_advisory_xact_lock_shared(f.k) THEN
-                    gone_since := coalesce(f.d, now);
+                    gone_since := least(f.d, now);  -- the clock may have been set back
                     until_then := least(f.u, gone_since + GRACE);
                     IF until_then <= now THEN until_then := NULL; END IF;
                 ELSE
@@ -130,7 +130,7 @@ BEGIN
             END IF;
         END IF;
         IF until_then IS NULL AND next_one <> _key AND pg_catalog.cardinality(f.waiting) > 0 THEN
-            IF f.e > now AND next_one = ANY (f.waiting)
+            IF f.e > now AND f.e <= now + BOUND AND next_one = ANY (f.waiting)
                 AND NOT pg_catalog.pg_try_advisory_xact_lock_shared(next_one) THEN
                 until_then := f.e;
                 offered := 1;
@@ -300,15 +300,19 @@ CREATE OR REPLACE FUNCTION coheld.leave_VERSION(_name text, _key bigint) RETURNS
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     f record;
+    first bigint;
 BEGIN
     PERFORM pg_catalog.set_config('synchronous_commit', 'off', true);
     SELECT g, n, e, waiting INTO f FROM coheld.lock WHERE name = _name FOR UPDATE;
     IF NOT FOUND THEN RETURN true; END IF;
+    first := f.waiting[1];
     f.waiting := pg_catalog.array_remove(f.waiting, _key);
     IF f.n = _key THEN
         f.n := NULL;
         f.e := NULL;
-        IF f.waiting[1] IS NOT NULL AND f.g IS NULL THEN PERFORM coheld.wake_VERSION(f.waiting[1], _name); END IF;
+    END IF;
+    IF first = _key AND f.waiting[1] IS NOT NULL THEN  -- it is in turn, or sits at the holder's key
+        PERFORM coheld.wake_VERSION(f.waiting[1], _name);
     END IF;
     UPDATE coheld.lock SET n = f.n, e = f.e, waiting = f.waiting WHERE name = _name;
     RETURN true;

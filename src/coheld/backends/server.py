@@ -170,7 +170,7 @@ class Listener(threading.Thread, ABC):
         self._wanted = {"": threading.Event()}
         self._guard = threading.Lock()
         self._late: set[str] = set()
-        self._ended = False
+        self._was_lost = self._ended = False
 
     @abstractmethod
     def stir(self) -> None:
@@ -215,8 +215,12 @@ class Listener(threading.Thread, ABC):
             return [name for name, ready in self._wanted.items() if not ready.is_set()]
 
     def _hears(self, name: str) -> None:
-        """From now on."""
+        """From now on.  What was said to this process since the connection was lost, nobody has heard: who waits looks
+        again, for the second time; at the first it had its place, and nobody to tell it."""
         self._wanted[name].set()
+        if not name and self._was_lost:
+            self._was_lost = False
+            self._server.wake("")
 
     def _patience(self) -> float:
         """For how long silence is nothing to look at, seconds."""
@@ -235,5 +239,6 @@ class Listener(threading.Thread, ABC):
             ready.clear()
         self._server.wake("")
         self._late = {name for name in self._wanted if name}
+        self._was_lost = True
         if not had_begun:
             time.sleep(_REACHED_AGAIN)

@@ -32,8 +32,12 @@ _DECODE: dict[int, Callable[[bytes], Any]] = {
 }
 """Of a type's number: bool, bytea, int8, int4."""
 _NAME = 60
-_BEGIN = b"""SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('lock_timeout', $1, false),
-    pg_catalog.set_config('default_transaction_isolation', 'read committed', false)"""
+_BEGIN = b"""SELECT pg_catalog.set_config('lock_timeout', $2, false),
+    pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
+    pg_catalog.set_config('search_path', 'pg_catalog', false)
+    FROM (SELECT pg_catalog.pg_backend_pid() AS pid) AS this WHERE pid OPERATOR(pg_catalog.=) $1::pg_catalog.int4"""
+"""No row, and nothing is set, where the session is not the one that we have connected to.  search_path: an operator of
+somebody else's cannot be meant."""
 
 Value = bytes | str | int | bool | None
 
@@ -57,41 +61,53 @@ class Refusal(Exception):
 class Session:
     """It, connected. Raises: Unreachable; Refusal: it lets us not in.  IncompatibleError: by a pooler."""
 
-    def __init__(self, conninfo: str, where: str, patience: float) -> None:
+    def __init__(self, conninfo: str, where: str, patience: float, connects_within: float | None = None) -> None:
         self._psycopg = client_library()
         self._patience = patience
+        self.socket, self._mark = -1, 0
         self._fatal = self._psycopg.pq.ExecStatus.FATAL_ERROR
         self._prepared: set[bytes] = set()
-        self._pq = self._connect(conninfo.encode())
-        self.socket = int(self._pq.socket)
-        self._mark = _remember(self.socket)
+        self._pq = self._connect(conninfo.encode(), patience if connects_within is None else connects_within)
         self.version = int(self._pq.server_version)
         try:
-            answer = self.ask(_BEGIN, f"{int(patience * 1000)}")
+            answer = self._begin()
         except BaseException:
             self.close()
             raise
-        if answer is None or answer[0] != self._pq.backend_pid:
+        if answer is None:
             self.close()
             raise IncompatibleError(
                 f"{where} is a pooler, which gives a connection to one session of the server after the other; a lock "
                 "is lost there with its session: give the address of the server itself"
             )
 
-    def _connect(self, conninfo: bytes) -> Any:
+    def _connect(self, conninfo: bytes, within: float) -> Any:
         enums = self._psycopg.pq.PollingStatus
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + within
         made = self._psycopg.pq.PGconn.connect_start(conninfo)
         try:
-            while (status := made.connect_poll()) != enums.OK:
-                if status == enums.FAILED:
-                    self._not_in(plain(Exception(made.get_error_message())))
-                wait(made.socket, READS if status == enums.READING else WRITES, deadline)
-            made.nonblocking = 1
+            while (status := made.connect_poll()) != enums.FAILED:
+                self._has(int(made.socket))  # each time: another address, another socket
+                if status == enums.OK:
+                    made.nonblocking = 1
+                    return made
+                wait(self.socket, READS if status == enums.READING else WRITES, deadline)
+            self._not_in(plain(Exception(made.get_error_message())))
         except BaseException:
+            _forget(self.socket, self._mark)
             made.finish()
             raise
-        return made
+
+    def _has(self, fd: int) -> None:
+        _forget(self.socket, self._mark)
+        self.socket, self._mark = fd, _remember(fd)
+
+    def _begin(self) -> list[Any] | None:
+        """It is asked without a name: behind a pooler that would stay with somebody else's session."""
+        deadline = time.monotonic() + self._patience
+        values = [_raw(self._pq.backend_pid), _raw(int(self._patience * 1000))]
+        self._do(self._pq.send_query_params, _BEGIN, values)
+        return self._row(self._result(deadline))
 
     def _not_in(self, why: str) -> None:
         why = _WHOSE.sub(r"\1", why)
@@ -255,6 +271,8 @@ _open: dict[int, int] = {}
 
 
 def _remember(fd: int) -> int:
+    if not hasattr(os, "fork"):
+        return 0  # on Windows a socket's number is no file's
     _open[fd] = mark = os.fstat(fd).st_ino
     return mark
 
