@@ -305,7 +305,7 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
 
 async def _try_once(semaphore: Any, deadline: float) -> bool:
     if semaphore._lock.far:
-        return bool(await by_thread(lambda: semaphore._counts.take(0, None, None), semaphore._counts.undo))
+        return bool(await serve(semaphore._counts.one_step(), semaphore._lock))
     return await _attempt(semaphore, deadline) is None
 
 

@@ -76,7 +76,7 @@ def called(name: str) -> list[Resource]:
     """
     found = resources()
     backend: Any = backend_of(None)
-    if backend.CAPABILITIES.files or len(name.encode()) > files.LONGEST or (there := backend.seen(name)) is None:
+    if backend.CAPABILITIES.files or not files.is_name(name) or (there := backend.seen(name)) is None:
         return [one for one in found if name in (one.called, one.name)]
     path = backend.named(name).path
     part = next((one for one in found if one.place.rpartition(":")[0] == path), None)

@@ -125,6 +125,9 @@ class Ledger(Lockable):
     def _all(self) -> list[Held | Request]:
         return [*self.leases.values(), *self.queue]
 
+    def _clients(self) -> list[Client]:
+        return [one.client for one in self._all() if one.client is not None]
+
     def keep(self, stays: Callable[[Held | Request], bool]) -> None:
         """By the owner: the others go."""
         for key in [key for key, one in self.leases.items() if not stays(one)]:
@@ -155,11 +158,11 @@ class Ledger(Lockable):
             if lock.far:
                 self.seen = {key: str(one.client) for key, one in self.leases.items()}
             if waiting.left(deadline) <= 0:
-                self.withdraw(request.number)
-                raise NotGot
+                key = yield from self._last_try(request, peers)
+                break
             if all(other.number != request.number for other in self.queue):
                 self.queue.append(request)
-            clients = [one.client for one in self._all() if one.client is not None]
+            clients = self._clients()
             if lock.far:
                 yield waiting.Depart(not queued)
             elif lock.pending:
@@ -178,6 +181,16 @@ class Ledger(Lockable):
             if not (yield waiting.Take(self, method, depth, again, keep=nested)):
                 raise LockTimeout
         return key
+
+    def _last_try(self, request: Request, peers: Sessions | None) -> waiting.Steps[str]:
+        """By the owner.  Whoever asks may be the first of its process, and know nothing of sessions that are over.
+        Raises: NotGot."""
+        if peers is not None and (yield waiting.Inquiry(partial(peers.ask, self._clients(), anew=True))):
+            self.bury()
+            if (key := self.take(request)) is not None:
+                return key
+        self.withdraw(request.number)
+        raise NotGot
 
     def _doze(
         self, epoch: int, deadline: float, peers: Sessions, clients: Collection[Client], patience: waiting.Patience
@@ -272,7 +285,7 @@ class _Lost:
         session.add(number, self)
         self.sessions[number] = session
 
-    def lose(self, _error: LeaseLostError) -> None:
+    def lose(self, _session: Session, _error: LeaseLostError) -> None:
         """Of a session: who gives back what is not its own any more is told then."""
 
     def look(self) -> None:
@@ -333,8 +346,8 @@ class _Lost:
             except LockTimeout:
                 continue
             except (CoheldError, OSError) as error:
-                if lock.far and isinstance(error, BackendError):
-                    time.sleep(_STORE_MOMENTS)  # the store cannot be reached
+                if lock.far and isinstance(error, BackendError | LeaseLostError):
+                    time.sleep(_STORE_MOMENTS)  # the store cannot be reached, or the hold of the ledger was lost
                     continue
                 # else there is no such ledger any more
             for number in ledgers:

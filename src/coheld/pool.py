@@ -30,23 +30,6 @@ from .state import snapshot
 R = TypeVar("R")
 
 
-def _surely(act: Callable[[], None]) -> None:
-    """act(), and again where an interrupt has broken it off, which is raised after that: nothing is lost by that."""
-    interrupted: BaseException | None = None
-    for _ in range(100):  # what raises each time is no interrupt
-        try:
-            act()
-            break
-        except (CoheldError, OSError):
-            if interrupted is None:
-                raise
-            break  # done already, when the interrupt came
-        except BaseException as error:  # of a signal's handler; whoever has the ledger has it for moments
-            interrupted = error
-    if interrupted is not None:
-        raise interrupted
-
-
 class Pool(Generic[R]):
     """Any free one of the resources, for all threads, tasks and processes that have a copy of the pool.
 
@@ -91,7 +74,8 @@ class Pool(Generic[R]):
         tries once). where: which resources will do; asked once for each, here.
 
         Raises: TypeError, ValueError: if timeout is no number of seconds, or where fits none.  On entry, LockTimeout:
-        if none was to be had in that time.
+        if none was to be had in that time.  LeaseLostError: if this process stood still meanwhile, for longer than the
+        lease that it has at a store; trying again may well work.
         """
         self._check_initialized()
         seconds = waiting.seconds_of(timeout)
@@ -148,7 +132,7 @@ class Lease(Generic[R]):
             return self._got()
         except BaseException as error:
             if not self._is_over(error):
-                _surely(self._forget)
+                waiting.surely(self._forget)
             raise self._said(error) from None
 
     async def __aenter__(self) -> R:
@@ -157,7 +141,8 @@ class Lease(Generic[R]):
         ledger, deadline = self._begin()
         try:
             if native.lock_of(ledger).far:
-                self._client = await aio.by_thread(partial(enrol, self._drawn(), ledger))
+                number = self._drawn()
+                self._client = await aio.by_thread(partial(enrol, number, ledger), lambda _client: lost.end(number))
             if not await aio.acquire(ledger, moments(ledger, deadline)):
                 raise LockTimeout
             try:
@@ -169,6 +154,7 @@ class Lease(Generic[R]):
                     await aio.leave(ledger)
                 raise
             await aio.leave(ledger)
+            return self._got()
         except GeneratorExit:
             self._lose()
             raise
@@ -176,10 +162,9 @@ class Lease(Generic[R]):
             if not self._is_over(error):
                 await self._forget_in_task()
             raise self._said(error) from None
-        return self._got()
 
     def __exit__(self, *_exception: object) -> None:
-        _surely(self._give_back)
+        waiting.surely(self._give_back)
 
     async def __aexit__(self, kind: type[BaseException] | None = None, *_exception: object) -> None:
         if kind is GeneratorExit:
@@ -248,7 +233,7 @@ class Lease(Generic[R]):
     def _is_over(self, error: BaseException) -> bool:
         """Does the ledger know nothing of the request that has failed?"""
         assert self._number is not None
-        if isinstance(error, NotGot):
+        if isinstance(error, NotGot) or self._number not in lost.ledgers:
             lost.end(self._number)
         return self._number not in lost.ledgers
 
@@ -265,8 +250,8 @@ class Lease(Generic[R]):
         try:
             if not ledger.give_back(key, number):
                 raise self._not_mine()
-        except BackendError:
-            if native.lock_of(ledger).far:  # a thread does it, once the store can be reached
+        except (BackendError, LeaseLostError):
+            if native.lock_of(ledger).far:  # a thread does it, once the store can be reached, or in a hold that lasts
                 self._key = None
                 self._lose()
             raise
@@ -274,11 +259,15 @@ class Lease(Generic[R]):
         lost.end(number)
 
     def _not_mine(self) -> CoheldError:
-        number, label = self._number, native.lock_of(self._pool._ledger).label
+        number = self._number
         if number is None or self._key is None or lost.sessions.get(number) is None:
             return PermitError(f"{self._pool!r}: this process does not have the lease that it gives back")
         self._key = None
         lost.end(number)
+        return self._is_lost()
+
+    def _is_lost(self) -> LeaseLostError:
+        label = native.lock_of(self._pool._ledger).label
         return LeaseLostError(
             f"pool {label}: the lease of the store on this resource was lost, and another may have had it",
             resource=label,
@@ -289,7 +278,7 @@ class Lease(Generic[R]):
         assert self._number is not None
         try:
             self._pool._ledger.forget({self._number})
-        except (LockTimeout, BackendError):
+        except (LockTimeout, BackendError, LeaseLostError):
             self._lose()
         else:
             lost.end(self._number)
@@ -305,7 +294,12 @@ class Lease(Generic[R]):
         return self._number
 
     def _got(self) -> R:
+        """Raises: LeaseLostError: of a store, where this process stood still since it was enrolled."""
         assert self._key is not None
+        session = lost.sessions.get(self._drawn())
+        if session is not None and not session.is_good():
+            self._key = None
+            raise self._is_lost()
         return self._pool._resources[self._key]
 
     def _said(self, error: BaseException) -> BaseException:

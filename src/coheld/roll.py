@@ -9,10 +9,15 @@ less, so that a change may be made twice, or be made later, where nobody knows i
 
     asking      goes up before the roll is changed, and down after it: with it, the roll never has less than the process
     held        what the process has.  Up once the store has said that the roll is changed; down before it is
+    got         of what is held, by the number of who asked for it: nobody has been told yet.  Where an interrupt comes
+                before that, or the session is lost, nobody has had it
     lost        was held under a session that is lost: who gives that back is told, once for each
     written     in the roll, at least: what was there before or after the last change that may have been made.  If it
                 has less, somebody has struck this session off, or the store has lost it: what is held is lost
     waits       the places in the queue that are somebody's; loops: of the tasks among those
+
+All that a process has is under one of its sessions; objects with other leases have others, and whoever has the roll
+puts what stands under another one under its own.
 
 Where a change fails, or a wait ends with its place still there, the roll has more than the process: a thread makes it
 right as soon as the store can be reached (_Janitor), or the session's end does.
@@ -102,10 +107,11 @@ class Has:
 
     label: str
     held: int = 0
-    asking: int = 0
     lost: int = 0
     written: int = 0
     session: Session | None = None
+    asking: set[int] = field(default_factory=set)
+    got: set[int] = field(default_factory=set)
     waits: set[int] = field(default_factory=set)
     loops: dict[int, Any] = field(default_factory=dict)
     when_lost: list[Callable[[LeaseLostError], object]] = field(default_factory=list)
@@ -113,23 +119,52 @@ class Has:
     permits: weakref.ref[FarPermits] | None = None
 
     def uses(self, session: Session) -> None:
-        """What is had from now on is under that one. Raises: LeaseLostError: if it is lost already."""
+        """By the owner of the roll: what is had from now on is under that one. Raises: LeaseLostError: if it is lost
+        already."""
         session.add(id(self), self)
+        former = self.session
+        if former is session:
+            return
+        if former is not None and not former.is_good() and (error := former.error) is not None:
+            self.lose(former, error)  # who has found that out may not have come here yet
         with self.guard:
-            if self.session is not session:
-                self.session, self.written = session, 0
+            self.session, self.written = session, 0
+        if former is not None:
+            former.drop(id(self))
 
     def rests(self) -> None:
-        """If nothing is had or asked for any more, the session may end."""
+        """By the owner of the roll: if nothing is had or asked for any more, the session may end."""
         with self.guard:
             session = self.session
             if session is not None and not (self.held or self.asking or self.waits):
                 session.drop(id(self))
 
-    def lose(self, error: LeaseLostError) -> None:
-        """Of its session."""
+    def keeps(self, number: int) -> bool:
+        """Who asked with that number is told from here on that it has a permit.  False: it has none any more."""
         with self.guard:
-            taken, self.lost, self.held, self.written = self.held, self.lost + self.held, 0, 0
+            there = number in self.got
+            self.got.discard(number)
+        return there
+
+    def drop(self, number: int) -> bool:
+        """What was asked with that number is nobody's. Was there anything?"""
+        with self.guard:
+            if there := number in self.got:
+                self.held -= 1
+            there = there or number in self.waits or number in self.asking
+            for numbers in (self.got, self.waits, self.asking):
+                numbers.discard(number)
+        return there
+
+    def lose(self, session: Session, error: LeaseLostError) -> None:
+        """It is lost."""
+        with self.guard:
+            if self.session is not session:
+                return
+            taken = self.held - len(self.got)
+            self.lost += taken
+            self.held = self.written = 0
+            self.got.clear()
             self.session = None
         self.settle_soon()
         if taken:
@@ -196,14 +231,15 @@ class FarPermits:
         self._mutex.attach()
         if found := self._roll.value:
             return int(found)
-        if not self._enter(FOREVER):
-            return 0
+        self._stay_out()
         try:
+            self._enter(FOREVER)
             value: int = self._roll.value or self._value
             self._roll.value = value
+            self._tell(False)
             return value
         finally:
-            self._leave(False)
+            waiting.surely(self._out)
 
     def free(self) -> int:
         """A look without the lock; asks the store. Raises: BackendError."""
@@ -236,7 +272,7 @@ class FarPermits:
     def take(self, seconds: float, steps: Any, patience: Any) -> bool:
         """By a thread: a permit within that time?"""
         if not seconds:
-            return self.attempt(0, _MOMENTS) is None
+            return bool(waiting.run(self.one_step(), self._mutex))
         deadline, begun = time.monotonic() + seconds, patience()
         if not self._gate.acquire(timeout=None if seconds == FOREVER else seconds):
             return False
@@ -245,42 +281,56 @@ class FarPermits:
         finally:
             self._gate.release()
 
+    def one_step(self) -> waiting.Steps[bool]:
+        """By who tries once: a permit?"""
+        number, taken = randbits(62), False
+        try:
+            found = yield self._ask(number, waits=False, last=True)
+            taken = found is None and self.has.keeps(number)
+        finally:
+            if not taken:
+                self._drop(number)
+        return taken
+
     def steps(self, deadline: float, patience: waiting.Patience) -> waiting.Steps[bool]:
         """By who has the gate: a permit by the deadline?"""
-        number, taken, has = randbits(62), False, self.has
+        number, taken, last, has = randbits(62), False, False, self.has
         if (task := tasking.current_task()) is not None:
             has.loops[number] = task.get_loop()
         try:
-            while (epoch := (yield waiting.Inquiry(partial(self.attempt, number, _MOMENTS), self.undo))) is not None:
+            while (epoch := (yield self._ask(number, True, last))) is not None or not has.keeps(number):
+                if last:
+                    return False
                 patience.look()
-                while epoch is not False and left(deadline) > 0 and not self._is_worth_it():
+                while not (epoch is None or epoch is False or left(deadline) <= 0 or self._is_worth_it()):
                     if (yield waiting.Sleep(epoch, min(deadline, time.monotonic() + _SLICE), deadline < FOREVER)):
                         break
                     patience.look()
-                if left(deadline) <= 0:
-                    return False
+                last = left(deadline) <= 0
             taken = True
         finally:
             has.loops.pop(number, None)
             if not taken:
-                self._stay_no_longer(number)
+                self._drop(number)
         return True
 
-    def undo(self, found: int | bool | None) -> None:
-        """Nobody wants what an attempt, or a take, has come to. Never blocks."""
-        if found is None or found is True:
-            with self.has.guard:
-                self.has.held -= 1
+    def _ask(self, number: int, waits: bool, last: bool) -> waiting.Inquiry:
+        return waiting.Inquiry(partial(self.attempt, number, _MOMENTS, waits, last), partial(self._drop, number))
+
+    def _drop(self, number: int, _found: object = None) -> None:
+        """Nobody wants what was asked with that number, or what an attempt has come to. Never blocks."""
+        if self.has.drop(number):
             self._settle_soon()
 
-    def attempt(self, number: int, seconds: float) -> int | bool | None:
-        """None: this process has one more; the epoch that the next release moves on: none was free, and that place in
-        the queue is its own (0: of who tries once); False: another has the roll for longer than that.  Asks the store.
-        Raises: BackendError."""
+    def attempt(self, number: int, seconds: float, waits: bool, last: bool) -> int | bool | None:
+        """None: this process has one more; the epoch that the next release moves on: none was free, and the place of
+        that number in the queue is its own (but of who tries once); False: another has the roll for longer than that.
+        last: who asks does not ask again; it may be the first of its process, and know nothing of sessions that are
+        over.  Asks the store. Raises: BackendError."""
         self._sessions.ask(self._seen)
-        found = self._try(number, seconds)
-        if not number and found not in (None, False) and self._sessions.ask(self._seen, anew=True):
-            return self._try(number, seconds)
+        found = self._try(number, seconds, waits)
+        if last and found is not None and self._sessions.ask(self._seen, anew=True):
+            return self._try(number, seconds, waits)
         return found
 
     def give(self, count: int, seconds: float) -> int | None:
@@ -294,14 +344,14 @@ class FarPermits:
         has = self.has
         if (session := has.session) is not None:
             session.is_good()  # else they are lost from here on
-        with has.guard:
-            if (had := has.held + has.lost) < count:
-                return had
-            lost = min(count, has.lost)
-            has.lost -= lost
-            has.held -= count - lost
         try:
-            kept = lost < count and self._write(count - lost)
+            with has.guard:
+                if (had := has.held - len(has.got) + has.lost) < count:
+                    return had
+                lost = min(count, has.lost)
+                has.lost -= lost
+                has.held -= count - lost
+            kept = lost < count and self._write()
         except BaseException:
             self._settle_soon()
             raise
@@ -311,25 +361,22 @@ class FarPermits:
 
     # -- the roll ------------------------------------------------------------------------------------------------------
 
-    def _enter(self, seconds: float) -> bool:
-        """By a thread: the lock of the roll, for moments."""
-        mutex = self._mutex
-        if not mutex._take(self._roll, "permits", None if seconds == FOREVER else seconds):
-            return False
-        if mutex._record()[0] > 1:
-            mutex.release()
-            raise DeadlockError(
-                f"{mutex.label}: this is a signal's handler, whose thread takes a permit or gives one back, and it "
-                "cannot do so in between",
-                resource=mutex.label,
-            )
-        return True
+    def _is_inside(self) -> bool:
+        """Has this thread the roll?  Then this is a signal's handler."""
+        return bool(self._mutex.attached and self._mutex._mine())
 
-    def _leave(self, loud: bool) -> None:
-        try:
-            self._tell(loud)
-        finally:
-            self._out()
+    def _stay_out(self) -> None:
+        """Raises: DeadlockError."""
+        if self._is_inside():
+            raise DeadlockError(
+                f"{self._mutex.label}: this is a signal's handler, whose thread takes a permit or gives one back, and "
+                "it cannot take one in between",
+                resource=self._mutex.label,
+            )
+
+    def _enter(self, seconds: float) -> bool:
+        """By a thread that has not the roll: its lock, for moments.  Where this raises, it may be had: _out()."""
+        return bool(self._mutex._take(self._roll, "permits", None if seconds == FOREVER else seconds))
 
     def _tell(self, loud: bool) -> None:
         """By the owner: what is changed goes to the store, and the grant with it."""
@@ -348,38 +395,46 @@ class FarPermits:
         return holder.count if holder is not None else 0
 
     def _out(self) -> None:
-        if self._mutex._mine():
+        """The roll is others', and without what was not told."""
+        if self._is_inside():
+            if self._mutex.away.grant is not None:
+                self._mutex.away.part_quietly()
             self._mutex._local_give()
 
-    def _try(self, number: int, seconds: float) -> int | bool | None:
-        session, has = self._session(), self.has
-        if not self._enter(seconds):
-            return False
-        taken = told = False
+    def _try(self, number: int, seconds: float, waits: bool) -> int | bool | None:
+        session = self._session()
+        self._stay_out()
         try:
-            freed = self._make_right(session) | self._is_first_here(session, number)
-            taken = self._grab(session, number)
+            return self._try_inside(session, number, waits) if self._enter(seconds) else False
+        except LeaseLostError:  # of the roll's lock, and nothing has changed; or of the session
+            self._settle_soon()
+            return False
+        except BaseException:
+            self.has.drop(number)  # whoever asked is told something else
+            self._settle_soon()
+            raise
+        finally:
+            waiting.surely(self._out)
+
+    def _try_inside(self, session: Session, number: int, waits: bool) -> int | bool | None:
+        """By the owner."""
+        try:
+            freed = self._make_right(session)
+            freed |= waits and self._is_first_here(session, number)
+            taken = self._grab(session, number, waits)
             self._seen = self._roll.clients()
             self._look = self._sessions.next_look(self._seen)
-            if taken or not number:
-                self._tell(freed)
-                told = True
-                return None if taken and self._confirm(session) else False if taken else 0
-            self._mutex._listen()
+            if waits and not taken:
+                self._mutex._listen()
             self._tell(freed)
-            told = True
-            return int(self._mutex._suspend(False))
-        except LeaseLostError:  # of the roll's lock, and nothing has changed; or of the session
-            return False
+            if taken:
+                return None if self._confirm(session, number) else False
+            if waits:
+                return int(self._mutex._suspend(False))
+            self.has.rests()
+            return 0
         finally:
-            if not told:
-                if self._mutex._mine():
-                    self._mutex.away.part_quietly()
-                if taken:
-                    with has.guard:
-                        has.asking -= 1
-                self._settle_soon()
-            self._out()
+            self.has.asking.discard(number)
 
     def _make_right(self, session: Session) -> bool:
         """By the owner: the roll has what this process has, and nothing of the dead. Is there more for others?
@@ -388,87 +443,91 @@ class FarPermits:
         if not roll.value:  # the store has lost it
             roll.value = self._value
         freed = roll.bury(self._sessions.is_gone)
+        former = has.session
+        if former is not None and self._there() < has.written and (grant := former.grant) is not None:
+            error = former.lose(grant, "the store has not what this process had")
+            if former is session:
+                raise error
         has.uses(session)
-        if self._there() < has.written and session.grant is not None:
-            raise session.lose(session.grant, "the store has not what this process had")
-        return self._put(session, 0) or freed
+        return self._put(session) or freed
 
-    def _put(self, session: Session, more: int) -> bool:
-        """By the owner: the roll has so many more than is held. Has it less than before?"""
+    def _put(self, session: Session) -> bool:
+        """By the owner: the roll has what is had, under that session alone of this process. Has it less than before?"""
         has, roll, me = self.has, self._roll, session.client
         with has.guard:
-            count, waits = has.held + has.asking + more, set(has.waits)
+            count, waits = has.held + len(has.asking), set(has.waits)
         there = self._there()
         if count and count != there:
             roll.holders[me.session] = Holder(me, count)
         elif there and not count:
             del roll.holders[me.session]
-        stale = any(place.client == me and place.number not in waits for place in roll.queue)
+        others = [one.client.session for one in roll.holders.values() if one.client != me and me.is_beside(one.client)]
+        for other in others:
+            del roll.holders[other]
+        stale = any(me.is_beside(place.client) and place.number not in waits for place in roll.queue)
         if stale:
-            roll.queue[:] = [place for place in roll.queue if place.client != me or place.number in waits]
-        return stale or count < there
+            roll.queue[:] = [one for one in roll.queue if not me.is_beside(one.client) or one.number in waits]
+        return stale or bool(others) or count < there
 
     def _is_first_here(self, session: Session, number: int) -> bool:
-        """By the owner, who has the gate (but for 0): other places of this host are of those who had it before, and do
-        not wait any more. Was there any?"""
+        """By the owner, who has the gate: other places of this host are of those who had it before, and do not wait any
+        more. Was there any?"""
         roll, host = self._roll, session.client.host
         others = [place.number for place in roll.queue if place.client.host == host and place.number != number]
-        if not number or not others:
+        if not others:
             return False
         roll.queue[:] = [place for place in roll.queue if place.number not in others]
         return True
 
-    def _grab(self, session: Session, number: int) -> bool:
+    def _grab(self, session: Session, number: int, waits: bool) -> bool:
         """By the owner: the roll has one more, or that place."""
         has, roll = self.has, self._roll
-        if roll.free() > (roll.before(number) if number else 0):
+        if roll.free() > (roll.before(number) if waits else 0):
             with has.guard:
+                has.asking.add(number)
                 has.waits.discard(number)
-                has.asking += 1
-            self._put(session, 0)
+            self._put(session)
             return True
-        if number and all(place.number != number for place in roll.queue):
+        if waits and all(place.number != number for place in roll.queue):
             with has.guard:
                 has.waits.add(number)
             roll.queue.append(Place(number, session.client))
         return False
 
-    def _confirm(self, session: Session) -> bool:
-        """The store has said that it is so. False: it is lost already."""
+    def _confirm(self, session: Session, number: int) -> bool:
+        """By the owner: the store has said that it is so. False: it is lost already."""
         has = self.has
         good = session.is_good()
         with has.guard:
-            has.asking -= 1
             if good and has.session is session:
                 has.held += 1
+                has.got.add(number)
                 return True
         self._settle_soon()
         return False
 
-    def _write(self, given: int) -> bool:
-        """So many are given back. False: they were lost. Raises: BackendError."""
+    def _write(self) -> bool:
+        """What is given back is so in the roll, now or soon. False: it was lost. Raises: BackendError."""
         has = self.has
-        with has.guard:
-            session = has.session
-        if session is None:
-            return False
-        if not self._enter(_MOMENTS):  # who has the roll may stand still: a thread waits for it
+        if self._is_inside():  # this is a signal's handler
             self._settle_soon()
             return True
-        told = False
+        session = None
         try:
-            self._make_right(session)
-            self._tell(True)
-            told = True
+            if not self._enter(_MOMENTS):  # who has the roll may stand still: a thread waits for it
+                self._settle_soon()
+            elif (session := has.session) is not None:
+                self._make_right(session)
+                self._tell(True)
+                has.rests()
+            else:
+                return False
         except LeaseLostError:
-            if session.error is None:
+            if session is None or session.error is None:
                 raise BackendError(f"{self._mutex.label}: the lock was lost meanwhile", resource=has.label) from None
             return False
         finally:
-            if not told and self._mutex._mine():
-                self._mutex.away.part_quietly()
-            self._out()
-            has.rests()
+            waiting.surely(self._out)
         return True
 
     # -- waiting -------------------------------------------------------------------------------------------------------
@@ -477,38 +536,26 @@ class FarPermits:
         """Has one ended that stands in the roll, as this host sees; or is it time to ask the store?"""
         return time.monotonic() >= self._look or any(map(self._sessions.is_gone, self._seen))
 
-    def _stay_no_longer(self, number: int) -> None:
-        with self.has.guard:
-            if number not in self.has.waits:
-                return
-            self.has.waits.discard(number)
-        self._settle_soon()
-
     def _settle_soon(self) -> None:
         _process.janitor.call(self)
 
     def settle(self) -> bool:
         """By a thread: the roll is made right. False: not now."""
-        has = self.has
         try:
-            session = self._sessions.mine
-            if not self._enter(_MOMENTS):
-                return False
-            told = False
             try:
+                if not self._enter(_MOMENTS):
+                    return False
+                session = self.has.session
                 if session is not None and session.is_good():
                     self._make_right(session)
                 else:
                     self._roll.bury(self._sessions.is_gone)
                 self._tell(True)
-                told = True
+                self.has.rests()
             finally:
-                if not told and self._mutex._mine():
-                    self._mutex.away.part_quietly()
-                self._out()
+                waiting.surely(self._out)
         except (CoheldError, OSError):
             return False
-        has.rests()
         return True
 
 
@@ -527,10 +574,14 @@ class _Janitor:
             if self.runs:
                 return
             self.runs = True
+        thread = threading.Thread(target=self._run, name="coheld permits", daemon=True)
         try:
-            threading.Thread(target=self._run, name="coheld permits", daemon=True).start()
+            thread.start()
         except RuntimeError:  # no room for it: the next one tries, and every change of the roll makes it right
             self.runs = False
+        except BaseException:  # of a signal's handler; two of them do no harm
+            self.runs = thread.ident is not None
+            raise
 
     def _run(self) -> None:
         while True:
@@ -539,11 +590,18 @@ class _Janitor:
                 if not todo:
                     self.runs = False
                     return
-            failed = {key: permits for key, permits in todo.items() if not permits.settle()}
+            failed = {key: permits for key, permits in todo.items() if not self._settles(permits)}
             if failed:
-                time.sleep(min(permits._sessions.lease for permits in failed.values()) / 6)
+                time.sleep(min(_MOMENTS, *(permits._sessions.lease / 6 for permits in failed.values())))
                 with self.guard:
                     self.todo = failed | self.todo
+
+    def _settles(self, permits: FarPermits) -> bool:
+        try:
+            return permits.settle()
+        except Exception:  # whatever it was, all rolls depend on this thread
+            logging.getLogger("coheld").exception("%s: its permits could not be made right", permits.has.label)
+            return False
 
 
 class _Process:

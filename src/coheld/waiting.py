@@ -266,3 +266,20 @@ def run(steps: Steps[T], lock: Mutex) -> T:
             if getgeneratorstate(steps) == GEN_CLOSED:  # they have raised it, and are at their end
                 raise
             act = partial(steps.throw, error)  # a signal's handler has, and they see it where they wait
+
+
+def surely(act: Callable[[], None]) -> None:
+    """act(), and again where an interrupt has broken it off, which is raised after that: nothing is lost by that."""
+    interrupted: BaseException | None = None
+    for _ in range(100):  # what raises each time is no interrupt
+        try:
+            act()
+            break
+        except (CoheldError, OSError):
+            if interrupted is None:
+                raise
+            break  # done already, when the interrupt came
+        except BaseException as error:  # of a signal's handler
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted

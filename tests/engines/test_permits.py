@@ -3,18 +3,24 @@
 A host here is a process with a COHELD_DIR of its own, so that nothing but the server connects them.
 """
 
+import asyncio
+import gc
 import os
 import random
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import coheld
-from coheld import BackendError, LeaseLostError, LockTimeout, PermitError, Pool, Semaphore, roll
+from coheld import BackendError, LeaseLostError, LockTimeout, PermitError, Pool, Semaphore, aio, pool, roll, snapshot
 from coheld.backends import engine, renewing, sessions
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
@@ -61,6 +67,21 @@ class Act:
     def enter(self, timeout: float | None = None) -> str:
         self.lease = self.pool.lease(timeout)
         return str(self.lease.__enter__())
+
+    def enter_after_a_stop(self) -> str:
+        """It stands still between the two steps."""
+        enrol = pool.enrol
+
+        def slowly(*args: Any) -> Any:
+            found = enrol(*args)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return found
+
+        pool.enrol = slowly
+        try:
+            return str(self.pool.lease().__enter__())
+        finally:
+            pool.enrol = enrol
 
     def leave(self) -> None:
         self.lease.__exit__()
@@ -190,6 +211,23 @@ def test_one_process_may_have_permits_by_two_leases(valkey: servers.Valkey) -> N
         assert process.result() == [1, 0, 1, 2]
 
 
+def a_wait_by_another_lease(link: procs.Link, url: str) -> list[int]:
+    one, other = Semaphore(1, "slots", f"{url}?lease={LEASE}"), Semaphore(1, "slots", f"{url}?lease=7")
+    with one:  # it has a session by now
+        pass
+    other.acquire()
+    assert not one.acquire(timeout=delays.SHORT)
+    states.wait_until(lambda: not roll._process.janitor.runs, "the roll is made right")
+    free = [one.free()]
+    other.release()
+    return [*free, one.free()]
+
+
+def test_a_wait_by_another_lease_that_is_given_up_takes_no_permit(valkey: servers.Valkey) -> None:
+    with procs.start(a_wait_by_another_lease, valkey.url()) as process:
+        assert process.result() == [0, 1]
+
+
 def test_a_name_is_not_removed_while_another_host_has_a_permit(
     valkey: servers.Valkey, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +276,23 @@ def test_what_a_killed_lessee_had_comes_back_within_its_lease(valkey: servers.Va
     holder.worker.kill()
     begun = time.monotonic()
     assert waiter.result() and time.monotonic() - begun < LEASE + delays.MEDIUM
+
+
+def test_who_comes_when_the_lease_of_the_dead_is_over_needs_not_wait(valkey: servers.Valkey, start: Start) -> None:
+    holder, other = start(valkey.url()), start(valkey.url())
+    assert holder.do("acquire") and holder.do("acquire") and holder.do("enter") and other.do("enter")
+    holder.worker.kill()
+    with valkey.client() as client:
+        for key in client.keys("coheld:{session/*"):
+            until = client.hget(key, "u")
+            states.wait_until(lambda key=key, until=until: is_over(client, key, until), "it is over, or renewed")
+    for act in ("acquire", "enter"):
+        assert start(valkey.url()).do(act, 0)
+
+
+def is_over(client: Any, key: bytes, until: bytes) -> bool:
+    seconds, micro = client.time()
+    return client.hget(key, "u") != until or int(until) < seconds * 1_000_000 + micro
 
 
 def test_a_waiter_that_is_killed_keeps_nobody_out_beyond_its_lease(valkey: servers.Valkey, start: Start) -> None:
@@ -292,6 +347,150 @@ def test_a_lessee_that_was_stopped_beyond_its_lease_is_told(valkey: servers.Valk
         holder.do("leave")
     third.do("leave")
     assert third.do("unleased") == [got]
+
+
+def test_a_lessee_that_was_stopped_before_it_had_anything_is_told(valkey: servers.Valkey, start: Start) -> None:
+    holder, other, third = (start(valkey.url()) for _ in range(3))
+    had, also = holder.do("enter"), other.do("enter")
+    holder.tell("enter_after_a_stop")
+    states.wait_until(lambda: states.stopped(holder.worker.pid), "it stands still")
+    assert third.do("enter") == had
+    other.do("leave")
+    holder.worker.cont()
+    with pytest.raises(LeaseLostError):
+        holder.result()
+    assert other.do("enter", delays.LONG) == also
+
+
+# ---- one process, and what comes in between ------------------------------------------------------------------
+
+
+@pytest.fixture
+def slots(valkey: servers.Valkey) -> Iterator[Semaphore]:
+    """Of this process."""
+    yield Semaphore(2, "slots", valkey.url())
+    states.wait_until(lambda: not roll._process.janitor.runs, "nothing is to be made right")
+    end_threads()
+
+
+def all_are_free(slots: Semaphore) -> bool:
+    return slots.free() == 2
+
+
+STEPS = 200
+"""More than a call has."""
+
+
+def interrupted(act: Callable[[], object], step: int) -> bool:
+    """An interrupt comes where that many functions of the roll have begun or ended. False: it was over before, or who
+    asked was told."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != roll.__file__:
+            return None
+        if frame.f_code.co_name == "keeps":
+            count = STEPS
+        if event != "line":
+            count += 1
+            if count == step:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("timeout", [0, delays.LONG])
+def test_an_interrupt_takes_no_permit(slots: Semaphore, timeout: float) -> None:
+    for step in range(1, STEPS):
+        if not interrupted(lambda: slots.acquire(timeout=timeout), step):
+            break
+        states.wait_until(lambda: all_are_free(slots), f"all are free after an interrupt at {step}")
+    assert 10 < step < STEPS - 1
+    slots.release()
+
+
+def test_an_interrupt_keeps_no_permit(slots: Semaphore) -> None:
+    for step in range(1, STEPS):
+        slots.acquire()
+        if not interrupted(slots.release, step):
+            break
+        with suppress(PermitError):  # it may have been given back before
+            slots.release()
+        states.wait_until(lambda: all_are_free(slots), f"all are free after an interrupt at {step}")
+    assert 5 < step < STEPS - 1
+
+
+def test_a_handler_gives_back_in_the_middle(slots: Semaphore, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots.acquire()
+    grab = roll.FarPermits._grab
+
+    def grab_after_a_signal(permits: Any, *args: Any) -> bool:
+        slots.release()
+        return grab(permits, *args)
+
+    monkeypatch.setattr(roll.FarPermits, "_grab", grab_after_a_signal)
+    slots.acquire()
+    monkeypatch.undo()
+    states.wait_until(lambda: slots.free() == 1, "it is given back")
+    slots.release()
+
+
+def test_a_permit_that_is_lost_before_it_is_told_of_is_nobodys(
+    slots: Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps = roll.Has.keeps
+
+    def keeps_too_late(has: roll.Has, number: int) -> bool:
+        monkeypatch.undo()
+        assert has.session is not None and has.session.grant is not None
+        has.session.lose(has.session.grant, "test")
+        return keeps(has, number)
+
+    monkeypatch.setattr(roll.Has, "keeps", keeps_too_late)
+    assert slots.acquire() and not coheld.lost(slots) and slots.free() == 1
+    slots.release()
+    states.wait_until(lambda: all_are_free(slots), "all are free")
+
+
+def test_a_task_that_is_destroyed_while_a_thread_asks_leaves_no_place(
+    slots: Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots.acquire()
+    slots.acquire()
+    asks, goes_on, attempt = threading.Event(), threading.Event(), roll.FarPermits.attempt
+
+    def slowly(*args: Any) -> Any:
+        asks.set()
+        assert goes_on.wait(delays.LONG)
+        return attempt(*args)
+
+    monkeypatch.setattr(roll.FarPermits, "attempt", slowly)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(aio.acquire(slots))
+    loop.call_later(delays.TICK, loop.stop)
+    loop.run_forever()
+    while not asks.is_set():
+        loop.call_later(delays.TICK, loop.stop)
+        loop.run_forever()
+    loop.close()
+    task.get_coro().close()
+    del task
+    gc.collect()
+    goes_on.set()
+    monkeypatch.undo()
+    slots._permits.attempt(1, delays.LONG, True, False)
+    slots._permits._drop(1)
+    states.wait_until(lambda: not snapshot(slots._permits._roll).queue, "nobody has a place")
+    slots.release(2)
 
 
 # ---- the server, and what is between -------------------------------------------------------------------------

@@ -180,3 +180,8 @@ def test_a_state_that_is_none_is_said_to_be_damaged(valkey: servers.Valkey) -> N
         client.hset("coheld:{bed}", "s", b"\x91\xc0")
     done = command("show", "bed")
     assert done.returncode == exits.FAILED and "the state of 'bed' is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", "\udcff", "x" * 300])
+def test_what_cannot_be_a_name_is_not_asked_for(name: str) -> None:
+    assert called(name) == []

@@ -347,6 +347,14 @@ def check_name(name: object) -> None:
         raise ValueError(f"lock_name must have 1 to 255 bytes of UTF-8 and no NUL; {name!r} has {size}")
 
 
+def is_name(text: str) -> bool:
+    """Can a lock be called so?"""
+    with suppress(ValueError):
+        check_name(text)
+        return True
+    return False
+
+
 def name_there(where: str, name: str) -> str:
     """What the local lock is called of a name that a store has: no user can call one so.  Where that is too long it is
     cut, and has a hash of the whole."""

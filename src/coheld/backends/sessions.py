@@ -57,6 +57,10 @@ class Client:
     pid: int
     start: int
 
+    def is_beside(self, other: Client) -> bool:
+        """Are both of one process?"""
+        return (self.host, self.pid, self.start) == (other.host, other.pid, other.start)
+
     def __str__(self) -> str:
         return f"process {self.pid}" + ("" if self.machine == socket.gethostname() else f" on {self.machine}")
 
@@ -74,8 +78,8 @@ def holders_in(fields: dict[str, Any]) -> list[Client]:
 class User(Protocol):
     """Who has something under a session."""
 
-    def lose(self, error: LeaseLostError) -> None:
-        """It is lost; by whoever finds out. Must not block."""
+    def lose(self, session: Session, error: LeaseLostError) -> None:
+        """That one is lost; by whoever finds out. Must not block."""
 
     def look(self) -> None:
         """By the thread that renews, each time: is it still somebody's?  A loop may have been closed while another
@@ -181,7 +185,7 @@ class Session:
             self.users.clear()
         for user in users:
             try:
-                user.lose(error)
+                user.lose(self, error)
             except Exception:
                 logging.getLogger("coheld").exception("%s: what was to be told of a loss has failed", self.store.where)
         return error
@@ -197,6 +201,7 @@ class Sessions:
         self.mine: Session | None = None
         self.gone: set[str] = set()
         self.due: dict[str, float] = {}
+        self.asked: set[str] = set()
 
     @property
     def store(self) -> Store:
@@ -231,8 +236,10 @@ class Sessions:
 
     def next_look(self, clients: Iterable[Client]) -> float:
         """When the store is to be asked of one of them, a time.monotonic()."""
-        if len(self.due) > _MANY:  # most have ended since
+        if len(self.due) > _MANY or len(self.gone) > _MANY:  # of most nothing is anywhere any more
             self.due.clear()
+            self.asked.clear()
+            self.gone.clear()  # who has lost one does not use it, and the store says it of others
         soon = time.monotonic() + self.lease / 3  # one that was just seen may have been renewed just before
         return min((self.due.setdefault(one.session, soon) for one in self._others(clients)), default=float("inf"))
 
@@ -241,8 +248,8 @@ class Sessions:
         Asks the store for each. Raises: BackendError."""
         found = False
         for client in self._others(clients):
-            due = self.due.get(client.session)
-            if time.monotonic() >= due if due is not None else anew:
+            due = self.due.get(client.session, float("inf"))
+            if time.monotonic() >= due or (anew and client.session not in self.asked):
                 found |= self._takes_over(client)
         return found
 
@@ -254,6 +261,7 @@ class Sessions:
     def _takes_over(self, client: Client) -> bool:
         name, nonce = _name_of(client.session), os.urandom(16)
         answer = self.store.try_acquire(name, Ask(nonce, _who(client), self.lease, Known(), False))
+        self.asked.add(client.session)
         if not isinstance(answer, Granted):
             self.due[client.session] = time.monotonic() + max(answer.seconds, self.lease / 6)
             return False
