@@ -11,7 +11,7 @@ from bench import peers
 from bench.measure import Plan
 from bench.rows.redis import HAND_OVER, TRIPS, Count, alone, passed
 from bench.table import Bar, Line
-from coheld.backends.session import Session
+from coheld.backends.libpq import Session
 from coheld.cli import postgres
 
 BY_HAND = "psycopg by hand"
