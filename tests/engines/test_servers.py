@@ -103,6 +103,14 @@ def test_two_servers_at_once_and_nothing_left() -> None:
         socket.create_connection((ports.HOST, one.port))
 
 
+def test_a_killed_server_leaves_no_shared_memory(postgresql: servers.Postgresql) -> None:
+    """It is in the server's own directory, and in a namespace of its own."""
+    maps = Path(f"/proc/{postgresql.pid}/maps").read_text()
+    assert "/dev/shm/PostgreSQL" not in maps and "/SYSV" in maps
+    if os.geteuid() == 0:  # else user namespaces may be forbidden
+        assert os.readlink(f"/proc/{postgresql.pid}/ns/ipc") != os.readlink("/proc/self/ns/ipc")
+
+
 def test_what_fails_leaves_nothing() -> None:
     before = directories()
     with pytest.raises(AssertionError, match="ended"), servers.valkey(password="p q") as server:

