@@ -90,10 +90,10 @@ def test_where_a_file_in_use_stays_removal_makes_the_lock_anew(monkeypatch: pyte
     with bed:
         segment = bed.__lock__.segment
         bed.__lock__._flag(native.CREATED, True)
-        monkeypatch.setattr(files, "IN_USE_STAYS", True)
-        monkeypatch.setattr(file.os, "unlink", refuse)
-        bed.__lock__.resource.retire(segment)
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "IN_USE_STAYS", True)
+            patched.setattr(file.os, "unlink", refuse)
+            bed.__lock__.resource.retire(segment)
         assert bed.__lock__.flags == 0 and os.path.exists(segment.path)
 
 

@@ -1,12 +1,10 @@
 """One server for all tests that leave it alone; who kills, stops or restarts one makes one by `servers.valkey()`."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from coheld.testing.support import procs
 from engines import hosts, servers
 
 
@@ -46,14 +44,5 @@ def postgresql(postgresql_session: servers.Postgresql) -> Iterator[servers.Postg
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[hosts.Start]:
     """Start a host that reaches the server by that URL."""
-    with ExitStack() as life:
-
-        def begin(url: str, lease: float = hosts.LEASE) -> hosts.Host:
-            directory = tmp_path / f"host-{len(list(tmp_path.iterdir()))}"
-            directory.mkdir(0o700)
-            one = hosts.Host(life.enter_context(procs.start(hosts.host, directory, f"{url}?lease={lease}")))
-            life.callback(one.worker.kill)
-            one.worker.expect("ready")
-            return one
-
+    with hosts.starting(tmp_path, hosts.host) as begin:
         yield begin

@@ -9,7 +9,8 @@ import pickle
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import coheld
 from coheld import Lockable, native, shared
 from coheld.backends import remote
 from coheld.testing.support import delays, procs, states
+from engines import servers
+from engines.proxy import Proxy
 
 LEASE = 1.5 * delays.SCALE  # a quarter of it is how long an answer is waited for, on a busy machine as well
 
@@ -173,3 +176,28 @@ class Host:
 
 
 Start = Callable[..., Host]
+
+
+@contextmanager
+def starting(directory: Path, program: Callable[..., None]) -> Iterator[Start]:
+    """Start hosts that run this and reach the server by that URL; they are gone at the end."""
+    with ExitStack() as life:
+
+        def begin(url: str, lease: float = LEASE) -> Host:
+            place = directory / f"host-{len(list(directory.iterdir()))}"
+            place.mkdir(0o700)
+            one = Host(life.enter_context(procs.start(program, place, f"{url}?lease={lease}")))
+            life.callback(one.worker.kill)
+            one.worker.expect("ready")
+            return one
+
+        yield begin
+
+
+def through(server: servers.Server, proxy: Proxy) -> str:
+    """The URL by which that proxy is the server."""
+    return server.url().replace(f":{server.port}/", f":{proxy.port}/")
+
+
+def wait_until_waiting(server: servers.Server, number: int) -> None:
+    states.wait_until(lambda: len(server.waiting("counter")) == number, f"{number} wait")

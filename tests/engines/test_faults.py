@@ -19,7 +19,7 @@ from coheld.backends import postgresql, redis
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
 from coheld.testing.support import delays, procs, states
 from engines import servers
-from engines.hosts import LEASE, Counter, Host, Start
+from engines.hosts import LEASE, Counter, Host, Start, through, wait_until_waiting
 from engines.proxy import Proxy
 
 ENGINES = {servers.Valkey: redis.engine, servers.Postgresql: postgresql.engine}
@@ -50,14 +50,6 @@ def made(request: pytest.FixtureRequest) -> Make:
 def proxy(server: servers.Server) -> Iterator[Proxy]:
     with Proxy(server.port) as proxy:
         yield proxy
-
-
-def through(server: servers.Server, proxy: Proxy) -> str:
-    return server.url().replace(f":{server.port}/", f":{proxy.port}/")
-
-
-def wait_until_waiting(server: servers.Server, number: int) -> None:
-    states.wait_until(lambda: len(server.waiting("counter")) == number, f"{number} wait")
 
 
 def test_hosts_in_turn_see_what_the_other_has_written(server: servers.Server, start: Start) -> None:

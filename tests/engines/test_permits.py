@@ -24,10 +24,10 @@ from coheld import BackendError, LeaseLostError, LockTimeout, PermitError, Pool,
 from coheld.backends import engine, renewing, sessions
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
-from engines import servers
+from engines import hosts, servers
+from engines.hosts import LEASE, Start
 from engines.proxy import Proxy
 
-LEASE = 1.5 * delays.SCALE
 HEARD: list[str] = []
 
 
@@ -102,42 +102,9 @@ def host(link: procs.Link, directory: Path, url: str) -> None:
             link.say(error)
 
 
-class Host:
-    """One, from outside."""
-
-    def __init__(self, worker: procs.FunctionWorker) -> None:
-        self.worker = worker
-
-    def tell(self, act: str, *args: object) -> None:
-        self.worker.tell((act, *args))
-
-    def do(self, act: str, *args: object) -> Any:
-        """What came of it. Raises: what it raised there."""
-        self.tell(act, *args)
-        return self.result()
-
-    def result(self) -> Any:
-        if isinstance(result := self.worker.hear(), Exception):
-            raise result
-        return result
-
-
-Start = Callable[..., Host]
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a host that reaches the server by that URL."""
-    with ExitStack() as life:
-
-        def begin(url: str, lease: float = LEASE) -> Host:
-            directory = tmp_path / f"host-{len(list(tmp_path.iterdir()))}"
-            directory.mkdir(0o700)
-            one = Host(life.enter_context(procs.start(host, directory, f"{url}?lease={lease}")))
-            life.callback(one.worker.kill)
-            one.worker.expect("ready")
-            return one
-
+    with hosts.starting(tmp_path, host) as begin:
         yield begin
 
 
@@ -439,7 +406,7 @@ def test_a_handler_gives_back_in_the_middle(slots: Semaphore, monkeypatch: pytes
 
     monkeypatch.setattr(roll.FarPermits, "_grab", grab_after_a_signal)
     slots.acquire()
-    monkeypatch.undo()
+    monkeypatch.setattr(roll.FarPermits, "_grab", grab)
     states.wait_until(lambda: slots.free() == 1, "it is given back")
     slots.release()
 
@@ -450,7 +417,7 @@ def test_a_permit_that_is_lost_before_it_is_told_of_is_nobodys(
     keeps = roll.Has.keeps
 
     def keeps_too_late(has: roll.Has, number: int) -> bool:
-        monkeypatch.undo()
+        monkeypatch.setattr(roll.Has, "keeps", keeps)
         assert has.session is not None and has.session.grant is not None
         has.session.lose(has.session.grant, "test")
         return keeps(has, number)
@@ -486,7 +453,7 @@ def test_a_task_that_is_destroyed_while_a_thread_asks_leaves_no_place(
     del task
     gc.collect()
     goes_on.set()
-    monkeypatch.undo()
+    monkeypatch.setattr(roll.FarPermits, "attempt", attempt)
     slots._permits.attempt(1, delays.LONG, True, False)
     slots._permits._drop(1)
     states.wait_until(lambda: not snapshot(slots._permits._roll).queue, "nobody has a place")

@@ -20,7 +20,7 @@ from coheld.backends.libpq import Session
 from coheld.backends.server import Unreachable
 from coheld.testing.support import delays, procs, states
 from engines import ports, servers
-from engines.hosts import Counter, Start
+from engines.hosts import Counter, Start, through, wait_until_waiting
 from engines.proxy import Connection, Proxy
 
 GRACE = 0.5
@@ -39,14 +39,6 @@ def _end_threads() -> Iterator[None]:
 def proxy(postgresql: servers.Postgresql) -> Iterator[Proxy]:
     with Proxy(postgresql.port) as proxy:
         yield proxy
-
-
-def through(server: servers.Server, proxy: Proxy) -> str:
-    return server.url().replace(f":{server.port}/", f":{proxy.port}/")
-
-
-def wait_until_waiting(server: servers.Server, number: int) -> None:
-    states.wait_until(lambda: len(server.waiting("counter")) == number, f"{number} wait")
 
 
 # ---- sessions that end ---------------------------------------------------------------------------------------

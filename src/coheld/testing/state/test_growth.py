@@ -136,11 +136,11 @@ def test_a_full_file_system_keeps_the_last_commit(monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        big.fill(100_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space"):
+            big.fill(100_000)
     assert coheld.holder(big) is None and big.number == 10
-    monkeypatch.undo()
     big.fill(100_000)
     check(big)
 
