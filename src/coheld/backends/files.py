@@ -14,6 +14,7 @@ A header stands first in each file.  It is written before the file gets its name
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -91,6 +92,7 @@ def pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino if sys.platform == "linux" else 0
 
 
+@functools.cache
 def boot_id() -> bytes:
     """Elsewhere than on Linux nothing is written that a reboot makes wrong."""
     if sys.platform != "linux":

@@ -14,7 +14,7 @@ import pytest
 import coheld
 from coheld import mutex, native
 from coheld._version import __version__
-from coheld.backends import backend_of, base, default, file
+from coheld.backends import backend_of, base, default, file, files
 from coheld.ledger import lost
 from coheld.testing.support import delays, effort, hygiene, seeds, states
 from coheld.testing.support.watchdog import Watchdog
@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "hang_limit(seconds): this test may take longer than support.delays.HANG")
     for line in WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+    files.boot_id()  # which is read once: an interrupt in the middle of that is a warning, and an error here
     hygiene.adopt_orphans()
     hygiene.stop_ignoring_signals()
     config.stash[watchdog_key] = Watchdog()

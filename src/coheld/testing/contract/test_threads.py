@@ -272,8 +272,8 @@ def longest_busy_stretch(obj: Lockable, served: Any, before: int) -> float:
 
 
 def test_a_woken_thread_does_not_own_the_lock_while_it_queues_for_the_gil() -> None:
-    """A thread that were given the lock first would keep it for some switch intervals of 5 ms in each round: as many as
-    the questions that it asks of a store meanwhile, where that has to be asked."""
+    """A thread that were given the lock first would keep it for some switch intervals of 5 ms in each round: it does so
+    for each of the two or three questions that it asks of a store meanwhile, where that has to be asked."""
     asks = CAPABILITIES.leases and not CAPABILITIES.cohorts
     obj, served, rounds = Lockable(), multiprocessing.RawValue(c_uint64), 15
     stretches = []
@@ -284,7 +284,7 @@ def test_a_woken_thread_does_not_own_the_lock_while_it_queues_for_the_gil() -> N
             child.wait_until_blocked(child.pid)
             obj.release()
             stretches.append(longest_busy_stretch(obj, served, before))
-    assert median(stretches) < (0.02 if asks else 0.002) * delays.SCALE, stretches
+    assert median(stretches) < (0.06 if asks else 0.002) * delays.SCALE, stretches
 
 
 def test_a_thread_that_waits_leaves_the_gil_to_the_others(device: Device) -> None:
