@@ -450,8 +450,16 @@ class Away:
         that ends with its lease."""
         memo, lock = self._memo_here(), self.lock
         kept = memo.valid and self.grant is None and lock._record()[0] == 1 and not lock.flags & native.RECOVERING
-        if kept and not (lock._counters()[3] or lock.queued):
-            self.drop(memo.nonce)
+        if not kept or lock._counters()[3] or lock.queued:
+            return
+        nonce = memo.nonce
+        memo.pause()
+        try:
+            self.store.release(self.name, Change(nonce, number_of(nonce), None, None, False, False, False))
+        except BackendError:
+            self.drop(nonce)
+        else:
+            self.forget()
 
     def drop(self, nonce: bytes) -> None:
         """The store may believe that it is ours still; empty: it does not."""

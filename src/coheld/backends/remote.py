@@ -77,13 +77,7 @@ class Remote(_Base):
         if reads:
             self._no_readers()
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
-        once, got = timeout is not None and timeout <= 0, False
-        try:
-            got = self._local_take(obj, method, 0 if once else deadline, keep, stop)
-        finally:
-            if not got and not once:
-                self._pass_on()
-        if not got:
+        if not self._local_take(obj, method, 0 if timeout is not None and timeout <= 0 else deadline, keep, stop):
             return False
         if self._record()[0] > 1 and (granted := self._has_grant(timeout)) is not None:
             return granted
@@ -110,15 +104,6 @@ class Remote(_Base):
             "the same URL",
             resource=self.label,
         )
-
-    def _pass_on(self) -> None:
-        """By who has waited for the local lock in vain: the owner may have kept the grant for it, which nobody here
-        wants then."""
-        if self.attached and self.away.stays_here(False) and self._local_take(None, "", 0):
-            try:
-                self.away.let_go()
-            finally:
-                self._local_give()
 
     def _secured(self, obj: Any, deadline: float, stop: bytearray | None) -> bool:
         got = False

@@ -301,7 +301,9 @@ def test_cancellation_at_every_await_leaves_no_trace() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await call
                 raise asyncio.CancelledError
-        assert await asyncio.wait_for(bed.work(), delays.LONG) == 0 and free(bed)
+        assert await asyncio.wait_for(bed.work(), delays.LONG) == 0
+        while not free(bed):  # the thread that asked a store in its stead may have got it, and gives it back
+            await asyncio.sleep(0)
         return through
 
     async def main() -> None:
