@@ -302,5 +302,5 @@ def test_killed_while_it_waits_for_an_older_command(tmp_path: Path) -> None:
         check_nobody_overlaps(command, tmp_path)
         if command:  # it was past the waiting
             break
-    assert status in (-signal.SIGKILL, 128 + signal.SIGTERM)
+    assert status == -signal.SIGKILL or (effort.STRIDE > 1 and status == 128 + signal.SIGTERM)
     assert step > 20, "the steps were not counted"
