@@ -209,7 +209,7 @@ BEGIN
                 pg_catalog.substr(l, 1, 16) = g AND pg_catalog.substr(l, 17) >= pg_catalog.substr(_number, 17), false)
             RETURNING v INTO version;
         IF FOUND THEN
-            PERFORM coheld.tell_VERSION(_loud, _name);
+            IF _loud THEN PERFORM coheld.tell_VERSION(_loud, _name); END IF;
             RETURN;
         END IF;
     END IF;
