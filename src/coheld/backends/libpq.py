@@ -85,6 +85,7 @@ class Session:
         enums = self._psycopg.pq.PollingStatus
         deadline = time.monotonic() + within
         made = self._psycopg.pq.PGconn.connect_start(conninfo)
+        _connecting.add(made)
         try:
             while (status := made.connect_poll()) != enums.FAILED:
                 self._has(int(made.socket))  # each time: another address, another socket
@@ -97,6 +98,8 @@ class Session:
             _forget(self.socket, self._mark)
             made.finish()
             raise
+        finally:
+            _connecting.discard(made)
 
     def _has(self, fd: int) -> None:
         _forget(self.socket, self._mark)
@@ -268,6 +271,8 @@ def _ready(wanted: dict[int, int], seconds: float) -> dict[int, int]:
 
 _open: dict[int, int] = {}
 """Sockets of this process, and which each is."""
+_connecting: set[Any] = set()
+"""Connections that libpq is making: it may have a socket that we have not seen yet, and have sent something by it."""
 
 
 def _remember(fd: int) -> int:
@@ -288,6 +293,10 @@ def _become_child() -> None:
             if os.fstat(fd).st_ino == which:
                 os.close(fd)
     _open.clear()
+    for made in _connecting:
+        with suppress(client_library().Error, OSError):  # it has none, or one that is closed above
+            os.close(made.socket)
+    _connecting.clear()
 
 
 at_fork(child=_become_child)
