@@ -22,6 +22,8 @@ static const unsigned long BREAK = 0xd4200000, BREAK_MASK = 0xffffffff; /* brk #
 #error "say here where this machine keeps its instruction pointer, and how it breaks"
 #endif
 
+enum { MOST = 50 };
+
 int stepper_trace_me(void) { return (int)ptrace(PTRACE_TRACEME, 0, NULL, NULL); }
 
 static int wait_for(pid_t pid) {
@@ -79,13 +81,31 @@ int stepper_run_to(pid_t pid, uint64_t address) {
     return status;
 }
 
+/* How long an instruction is that copies or fills byte after byte, a step each; 0 if it is none of those. */
+static uint64_t repeats(pid_t pid, uint64_t address) {
+#if defined(__x86_64__)
+    unsigned long word = (unsigned long)ptrace(PTRACE_PEEKTEXT, pid, (void *)address, NULL) & 0xffff;
+    return word == 0xa4f3 || word == 0xaaf3 ? 2 : 0; /* rep movsb, rep stosb */
+#else
+    return 0;
+#endif
+}
+
 /* Execute up to limit instructions, and note each before it is executed (pointers may be NULL), and then what two words
  * are that the child shares with us (seen may be NULL).  How many were executed: fewer if the child stopped for something
- * else, a signal of its own or its end; *status tells what. */
+ * else, a signal of its own or its end; *status tells what.  Where they are noted, what copies a long value is stepped
+ * for the first MOST bytes, and executed to its end then. */
 long stepper_walk(pid_t pid, long limit, uint64_t *pointers, const volatile uint32_t *low, const volatile uint32_t *high,
                   uint64_t *seen, int *status) {
+    uint64_t length;
     for (long n = 0; n < limit; n++) {
         if (pointers) pointers[n] = stepper_pointer(pid);
+        if (pointers && n >= MOST && pointers[n - MOST] == pointers[n] && (length = repeats(pid, pointers[n]))) {
+            *status = stepper_run_to(pid, pointers[n] + length);
+            if (*status < 0) return -1;
+            if (!WIFSTOPPED(*status) || WSTOPSIG(*status) != SIGTRAP) return n;
+            pointers[n] += length;
+        }
         if (seen) seen[n] = *low | (uint64_t)*high << 32;
         if (ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL)) return -1;
         *status = wait_for(pid);

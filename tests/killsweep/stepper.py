@@ -47,6 +47,10 @@ class Walk:
     def __len__(self) -> int:
         return len(self.pointers)
 
+    def early(self, visits: int) -> set[int]:
+        """The steps that are among the first so many of their address."""
+        return {step for steps in self._visits.values() for step in steps[:visits]}
+
     def route(self, step: int) -> Route:
         """The way to a step. Each hop leads as far as an address leads that is not met before."""
         addresses, at = [], 0
