@@ -408,7 +408,7 @@ with Lockable():
 class Crowd:
     """A hundred interpreters that start, and end, when they are told to, and all at once."""
 
-    SIZE = 100
+    SIZE = 100 if effort.STRIDE == 1 else 20
 
     def __init__(self, source: str) -> None:
         self._said, said = os.pipe()
@@ -445,7 +445,7 @@ class Crowd:
 
 @pytest.mark.hang_limit(180)
 @pytest.mark.parametrize("kill", [False, True])
-def test_nothing_is_left_after_a_hundred_runs_that_start_and_end_at_once(coheld_dir: Path, kill: bool) -> None:
+def test_nothing_is_left_after_many_runs_that_start_and_end_at_once(coheld_dir: Path, kill: bool) -> None:
     with all_of_it_has_ended():
         crowd = Crowd(RUN.format(kill=kill))
         crowd.wait_for(Crowd.SIZE)

@@ -18,7 +18,9 @@ from coheld.testing.support import delays, states
 PR_SET_CHILD_SUBREAPER = 36
 SYS_GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}
 PREFIX = "coheld-test-"  # of the private directories in /dev/shm; then the process that made it
-PATTERNS = (f"coheld-{os.geteuid()}/*", "arena-*", "cells-*", "name-*", "waits-*", ".new-*", "core.*")
+OWN = f"coheld-{os.geteuid()}"
+OURS = ("arena-", "cells-", "name-", "waits-", ".new-", "core.")
+"""How the names begin."""
 
 
 def adopt_orphans() -> None:
@@ -173,8 +175,18 @@ def _other_runs() -> set[int]:
 
 def _segments(directories: Iterable[Path]) -> set[Path]:
     """Everything of ours in these directories, and core dumps."""
-    found = {path for one in directories for pattern in PATTERNS for path in one.glob(pattern)}
-    return {path for path in found if PREFIX not in str(path)}
+    found = set()
+    for one in directories:
+        if PREFIX not in str(one):
+            found |= {one / name for name in _names(one) if name.startswith(OURS)}
+            found |= {one / OWN / name for name in _names(one / OWN)}
+    return found
+
+
+def _names(directory: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(directory)
+    return []
 
 
 def _files_left(directories: Iterable[Path], before: set[Path]) -> list[Path]:
