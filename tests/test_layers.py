@@ -44,6 +44,7 @@ LAYERS = [
     "coheld",  # the package as its users see it
     "pyats",
     "cli",
+    "__main__",
     "pytest",
     "testing",
 ]

@@ -46,7 +46,7 @@
     otel.py        metrics of locks, by OpenTelemetry
     stacks.py      what a process that allows it does now: for coheld ps --stack
     pyats.py       pyATS's own connections get this lock: adopt
-    cli/           the command: run, ps, top, graph, rm, show, demo
+    cli/           the command: run, ps, top, graph, rm, show, demo; `python -m coheld` is the same
     pytest.py      a plugin of pytest: the order of locks, and who has them when a test times out
     testing/       public: the contract of a backend as tests, and what they are made with
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 from coheld import Lockable
 from coheld.testing.support import delays, states
 
-COHELD = [sys.executable, "-c", "import sys; from coheld.cli import main; sys.exit(main())"]
+COHELD = [sys.executable, "-m", "coheld"]
 PYTHON = [sys.executable, "-ISc"]  # a command that starts fast
 
 

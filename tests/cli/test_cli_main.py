@@ -11,6 +11,7 @@ from cli.commands import COHELD, coheld
 from coheld.cli import exits
 from coheld.testing.support import procs
 
+SOURCE = Path(package.__file__).parent
 HEAVY = {"rich", "textual", "asyncio", "multiprocessing", "subprocess", "tempfile", "msgspec", "redis", "psycopg"}
 
 
@@ -110,7 +111,7 @@ def test_a_wrapper_imports_nothing_heavy_while_it_runs() -> None:
 def test_the_tests_run_the_same_command_as_a_user() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["coheld"] == "coheld.cli:main"
-    assert "coheld.cli import main" in COHELD[2]
+    assert COHELD[1:] == ["-m", "coheld"] and "from coheld.cli import main\n" in (SOURCE / "__main__.py").read_text()
 
 
 def test_who_reads_may_have_enough(coheld_dir: Path) -> None:
