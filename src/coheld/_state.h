@@ -296,7 +296,8 @@ static int commit_short(View *v) {
     for (Py_ssize_t i = 0; i < v->count; i++) {
         Entry e = {.stamp = NUMBER(next)};
         if (!v->marks[i]) continue;
-        if (v->marks[i] & HANDED || !encode_short(v->inside[i].value, &e)) return 0;
+        if (v->marks[i] & HANDED || v->kinds[i] & MUTABLE) return 0; /* Python notes what it is compared with later */
+        if (!encode_short(v->inside[i].value, &e)) return 0;
         if (e.length == live[i].length && !memcmp(e.data, live[i].data, e.length)) continue;
         spare[i] = e;
         changed = 1;

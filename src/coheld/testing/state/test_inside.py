@@ -44,6 +44,37 @@ def test_changes_deep_inside_are_kept() -> None:
     assert shelf.index == {"x": [1, 2]} and shelf.marks == {"m"}
 
 
+class Optional(Lockable):
+    items: list[int] | None = shared(None)
+    count: int = shared(0)
+
+    @Lockable.locked
+    def put(self, items: list[int] | None) -> None:
+        self.items = items
+
+
+def put(_link: procs.Link, optional: Optional, items: list[int] | None) -> None:
+    optional.put(items)
+
+
+@pytest.mark.parametrize("has_read", [False, True])
+def test_a_container_that_was_replaced_by_none_is_compared_with_that(has_read: bool) -> None:
+    optional = Optional()
+    with procs.start(put, optional, [1]) as other:
+        other.result()
+    with optional:
+        assert not has_read or optional.items == [1]
+        optional.items = None
+    before = word(optional)
+    with optional:
+        assert optional.items is None
+    assert word(optional) == before
+    with optional:
+        optional.count += 1
+        assert optional.items is None
+    assert (optional.count, optional.items) == (1, None)
+
+
 def test_nothing_changed_nothing_committed() -> None:
     shelf = Shelf()
     with shelf:
