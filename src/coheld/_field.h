@@ -263,10 +263,14 @@ static inline View *field_view(const Field *self, PyObject *lock) {
     return LIKELY(v && v->schema == self->schema && v->cell == ((Mutex *)lock)->cell) ? v : NULL;
 }
 
-/* By the owner.  A guard looks at what was committed; in a nested call, where there may be more, at that. */
+/* By the owner.  A guard looks at what was committed; in a nested call, where there may be more, at that, and at a copy
+ * of what could be changed. */
 static inline PyObject *field_inside(Field *self, Mutex *lock, View *v) {
     int changes;
-    if (UNLIKELY(lock->guarding) && !lock->pending) return view_outside(v, self->index);
+    if (UNLIKELY(lock->guarding)) {
+        if (!lock->pending) return view_outside(v, self->index);
+        if (v->kinds[self->index] & MUTABLE) return PyObject_CallMethod((PyObject *)v, "_seen_by_owner", "n", self->index);
+    }
     PyObject *value = view_inside(v, self->index, &changes);
     if (UNLIKELY(!value)) return NULL;
     if (changes) lock->pending = v;

@@ -218,9 +218,10 @@ typedef struct {
     View *view;           /* of the shared state; NULL: not looked at yet.  Replaced only by one that refers to its siblings.
                              Atomic; one that is replaced is not freed while the handle lives */
     View *pending;        /* borrowed: the view, where the owner may have changed something; else NULL.  By the owner only,
-                             as the next two are */
+                             as the next four are */
     int atomic;           /* how many atomic calls it is in */
     char guarding;        /* it is in a guard, and may not write */
+    char creating;        /* it is in __create__, and may not let others in */
     char told;            /* observers have heard that it has the lock, see _observe.h */
     uint64_t next_check;  /* when to look again whether the file still has its name, ns; FOREVER: it has none.  Atomic */
     Register *readers;    /* of the cell; NULL: not opened yet.  Atomic; one that is replaced is never freed */
@@ -464,7 +465,7 @@ static int mutex_acquire_or_stop(Mutex *self, PyObject *obj, const Label *method
             return rc < 0 ? -1 : 0;
         }
         cell_begin(c, method);
-        self->atomic = self->guarding = self->told = 0;
+        self->atomic = self->guarding = self->creating = self->told = 0;
         if (UNLIKELY(self->pending != NULL)) mutex_discard(self); /* of a thread that ended here, or before the fork */
         if (LIKELY(!rc && !(LOAD(&c->flags) & (RECOVERING | REMOVED | WARDED | READERS)) && LOAD(&c->since) < LOAD(&self->next_check)))
             return 1;
@@ -689,6 +690,7 @@ static PyMemberDef mutex_members[] = {
     {"atomic", T_INT, offsetof(Mutex, atomic), 0, "How many atomic calls the owner is in."},
     {"queued", T_BOOL, offsetof(Mutex, queued), 0, "Tasks of this process wait for it, and a newcomer does not pass them."},
     {"guarding", T_BOOL, offsetof(Mutex, guarding), 0, "The owner is in a guard."},
+    {"creating", T_BOOL, offsetof(Mutex, creating), 0, "The owner is in __create__."},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Mutex, weakrefs), READONLY, NULL},
     {NULL},
 };

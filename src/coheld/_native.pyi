@@ -59,6 +59,7 @@ class Mutex:
     def watch(self) -> None: ...
     atomic: int
     guarding: bool
+    creating: bool
     queued: bool
     @property
     def view(self) -> Any: ...

@@ -269,9 +269,13 @@ class Handle(Monitor, Tasking, _Half):
         )
 
     def _recover(self, obj: object) -> None:
-        """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do."""
+        """Run the class's ``__recover__``. A plain Lockable does not know the class, and leaves it to those who do.
+        Who dies in ``__create__`` leaves nothing: that is begun anew."""
         cls = type(obj)
         if obj is None or cls.__mro__[1] is native.LockableBase:
+            return
+        if hasattr(cls, "__create__") and not self._is_created():
+            self.create(obj)
             return
         if hook := getattr(cls, "__recover__", None):
             hook(obj, self.dead())

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 class Monitor(_Half):
     """A part of Handle.  Its half has _mine, _suspend, _sleep, _resume, _commit, _discard, _put and view, pending,
-    atomic, guarding, version."""
+    atomic, guarding, creating, version."""
 
     __slots__ = ()
 
@@ -30,19 +30,21 @@ class Monitor(_Half):
         def label(self) -> str: ...
 
     def _is_created(self) -> bool:
-        """The flag says so, or the state does, where its maker was killed between that commit and the flag."""
-        return bool(self.flags & native.CREATED or self.version >> 48 & 1)
+        """The flag says so, or there is a commit: its maker was killed between that and the flag, or it is of a class
+        that had no __create__ yet."""
+        return bool(self.flags & native.CREATED or self.version)
 
     def _run_creation(self, hook: Callable[[Any], object], obj: object) -> None:
         """One that raises has made nothing, and is begun anew by the next."""
         outermost = self._record()[0] == 1
         try:
             saved = self._enter_atomic()
-            succeeded = False
+            succeeded, self.creating = False, True
             try:
                 hook(obj)
                 succeeded = True
             finally:
+                self.creating = False
                 self._leave_atomic(saved, succeeded)
             self._commit_creation()
         except BaseException:
@@ -110,6 +112,11 @@ class Monitor(_Half):
     def _look_or_commit(self, predicate: Callable[[], T]) -> T:
         """Before the lock is given up, what was changed so far becomes visible: whoever is waited for needs it."""
         value = self._look_at(predicate)
+        if not value and self.creating:
+            raise DeadlockError(
+                f"{self.label}: wait_for inside of __create__: nobody else may have it before it has its first state",
+                resource=self.label,
+            )
         if not value and self.pending:
             if self.atomic and self.view._has_changed():
                 raise DeadlockError(

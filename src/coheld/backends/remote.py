@@ -239,8 +239,9 @@ class Remote(_Base):
     def _is_created(self) -> bool:
         memo = self.away._memo_here()
         if self.away.grant is not None or memo.valid:
-            return bool(memo.created)
-        return self.away.load().created  # whoever has the lock elsewhere, and for how long
+            return bool(memo.created or memo.known.version)
+        found = self.away.load()
+        return bool(found.created or found.known.version)  # whoever has the lock elsewhere, and for how long
 
     def _recover(self, obj: object) -> None:
         if self.away.grant is not None:  # else the local lock alone is there, and it is not this owner's turn yet

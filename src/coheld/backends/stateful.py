@@ -31,10 +31,11 @@ else:
 class Stateful(_Half):
     """A part of Polled."""
 
-    __slots__ = ("_pending", "_watchers", "atomic", "guarding", "view")
+    __slots__ = ("_pending", "_watchers", "atomic", "creating", "guarding", "view")
     view: Any
     atomic: int
     guarding: bool
+    creating: bool
     _pending: Any
     _watchers: deque[Any]
 
@@ -54,11 +55,11 @@ class Stateful(_Half):
 
     def __init__(self) -> None:
         self.view = self._pending = None
-        self.atomic, self.guarding = 0, False
+        self.atomic, self.guarding, self.creating = 0, False, False
 
     def _begin_turn(self) -> None:
         """By a new owner.  What one before had not committed never was: it ended, or is the parent of this process."""
-        self.atomic, self.guarding = 0, False
+        self.atomic, self.guarding, self.creating = 0, False, False
         self._discard()
 
     # -- state ---------------------------------------------------------------------------------------------------------

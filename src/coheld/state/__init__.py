@@ -56,7 +56,8 @@ def shared(default: Any = _MISSING, /, *, default_factory: Any = None) -> Any:
 
     The annotation says what it holds: int (64 bits), float, bool, str, bytes, None, list, dict, set, tuple, dataclasses
     and msgspec.Structs, enums, datetime, Decimal, UUID, and unions of them that MessagePack can tell apart.  A list,
-    dict or set needs default_factory, as in dataclasses.
+    dict or set needs default_factory, as in dataclasses.  If that gives another value each
+    time, as uuid4, the first locked call that reads it commits it; before that each reader outside sees one of its own.
 
     With the lock the owner sees its own changes, also those inside of lists and dicts; they become visible to others
     when it gives the lock back, all at once.  Without the lock a read never blocks and gives the last such state, its

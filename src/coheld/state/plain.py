@@ -44,6 +44,7 @@ class Plain:
 
         def _load(self, index: int) -> Any: ...
         def _read(self, index: int) -> Any: ...
+        def _seen_by_owner(self, index: int) -> Any: ...
         def _live_entries(self) -> Sequence[Entry | None]: ...
         def _file(self, generation: int) -> StateFile: ...
         def _index(self, state: StateFile) -> list[int | None]: ...
@@ -101,10 +102,12 @@ class Plain:
 
     def _value_inside(self, obj: object, index: int) -> Any:
         """The value as it is in the critical section.  A guard looks at what was committed; in a nested call, where
-        there may be more, at that."""
+        there may be more, at that, and at a copy of what could be changed."""
         lock = self.lock()
         if lock.guarding and not lock.pending:
             return self._current_value(index)
+        if lock.guarding and self._kinds[index] & MUTABLE:
+            return self._seen_by_owner(index)
         self._peek(index)
         if not self._kinds[index] & MUTABLE:
             return self._values[index]

@@ -53,6 +53,8 @@ class Spec:
     shape: Shape = field(default_factory=lambda: Shape(""))
     decode: Callable[[Any], Any] = field(default=bytes)
     initial: bytes | None = None
+    constant: Any = None
+    """The default, if that is the same object for all."""
 
     def settle(self) -> None:
         """Fix the type. Raises: TypeError: if it cannot be shared, or its default is none of it."""
@@ -70,7 +72,7 @@ class Spec:
         if self.declared.default_factory is None:
             try:
                 self.initial = self.encode(self.declared.default)
-                self.decoded(self.initial)
+                self.constant = self.decoded(self.initial)
             except StateError as error:
                 raise TypeError(f"the default of {self.label} is not what its type says: {error}") from None
 
@@ -78,11 +80,15 @@ class Spec:
     def kinds(self) -> int:
         return self.shape.kinds | MUTABLE * self.shape.mutable | COPIED * self.shape.copied
 
+    def is_drawn(self, default: Any) -> bool:
+        """Is the next default another one than this, as uuid4's are?"""
+        return self.declared.default_factory is not None and self.encode(default) != self.encode(self.default())
+
     def default(self) -> Any:
-        """A new default value."""
+        """A new default value. Raises: StateError: of a factory, if it is none of the type."""
         if self.declared.default_factory is not None:
-            return self.declared.default_factory()
-        return self.decode(self.initial) if self.shape.mutable else self.declared.default
+            return self.decoded(self.encode(self.declared.default_factory()))
+        return self.decode(self.initial) if self.shape.mutable else self.constant
 
     def encode(self, value: Any) -> bytes:
         """Raises: StateError: if it has no encoding."""

@@ -148,9 +148,12 @@ class View(_Half):
         return [None if (place := places[index]) is None else entries[place] for index in indices]
 
     def _load(self, index: int) -> Any:
-        """The value of the last commit, for the owner."""
+        """The value of the last commit, for the owner.  A default that is another one each time is that of the resource
+        from here on."""
         spec, live = self.schema.specs[index], self._live(index)
         value = self._decoded(spec, live[1]) if live else spec.default()
+        if live is None and spec.is_drawn(value) and (lock := self.lock()) is not None and lock.view is self:
+            lock._put(index, value, ASSIGNED)
         if spec.shape.mutable:
             # a set is encoded in the order of its hashes, which each process has of its own
             trusted = live is not None and not spec.shape.unordered

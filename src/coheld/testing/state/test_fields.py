@@ -103,6 +103,33 @@ def through_another(holder: Any, values: list[Any]) -> None:
         other.tell("end")
 
 
+class Drawn(Lockable):
+    number: uuid.UUID = shared(default_factory=uuid.uuid4)
+    numbers: list[uuid.UUID] = shared(default_factory=lambda: [uuid.uuid4()])
+
+
+def read(_link: procs.Link, drawn: Drawn) -> tuple[uuid.UUID, list[uuid.UUID]]:
+    return drawn.number, list(drawn.numbers)
+
+
+def test_a_default_that_is_drawn_is_that_of_all_once_the_owner_has_read_it() -> None:
+    drawn = Drawn()
+    with drawn:
+        number, numbers = drawn.number, list(drawn.numbers)
+    assert (drawn.number, drawn.numbers) == (number, numbers)
+    with procs.start(read, drawn) as other:
+        assert other.result() == (number, numbers)
+
+
+def test_a_default_is_of_the_type_that_is_declared() -> None:
+    holder = with_default(float, 0)()
+    assert type(holder.it) is float
+    with holder:
+        assert type(holder.it) is float
+    with pytest.raises(coheld.StateError, match="it"):
+        _ = holder_of(int, default_factory=lambda: "no number")().it
+
+
 @pytest.mark.parametrize(("annotation", "default", "values"), VALUES, ids=lambda one: str(one)[:30])
 def test_values_that_cannot_be_changed(annotation: Any, default: Any, values: list[Any]) -> None:
     holder = with_default(annotation, default)()

@@ -105,6 +105,20 @@ def test_a_guard_sees_the_last_commit_and_may_only_look() -> None:
         assert spoiled.take() == "a"
 
 
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_guard_of_a_call_that_has_changed_something_may_only_look_too(changes: bool) -> None:
+    shelf = Shelf()
+    shelf.put("a")
+    with shelf:
+        if changes:
+            shelf.put("b")
+        with pytest.raises(NotLockedError):
+            coheld.wait_for(shelf, lambda: [shelf.items.pop()], timeout=0)
+        assert coheld.wait_for(shelf, lambda: list(shelf.items), timeout=0) == ["a", "b"][: 1 + changes]
+        shelf.items.append("c")
+    assert shelf.items == [*["a", "b"][: 1 + changes], "c"]
+
+
 def test_a_guard_that_raises_leaves_the_lock_free() -> None:
     class Wrong(Shelf):
         @Lockable.locked(when=lambda self: 1 / 0)
@@ -490,6 +504,51 @@ def test_a_creation_that_raises_is_begun_anew() -> None:
         Fails(lock_name="created")
     Fails.fail = False
     assert Fails(lock_name="created").total == 10
+
+
+def test_a_state_of_a_class_that_had_no_creation_yet_is_kept() -> None:
+    class Former(Lockable):
+        total: int = shared(0)
+        runs: list[int] = shared(default_factory=list)
+
+    former = Former(lock_name="created")
+    with former:
+        former.total = 1
+    made = Created(lock_name="created")
+    assert (made.total, made.runs) == (1, [])
+
+
+class Waits(Created):
+    """For itself alone."""
+
+    def __create__(self) -> None:
+        super().__create__()
+        coheld.wait_for(self, lambda: self.total == 20)
+
+
+def test_nobody_is_let_in_by_a_creation_that_waits() -> None:
+    with pytest.raises(DeadlockError, match="__create__"):
+        Waits(lock_name="created")
+    assert Created(lock_name="created").total == 10
+
+
+def test_who_dies_in_the_creation_leaves_nothing_to_recover() -> None:
+    """Not even in the life of an object, whose name was removed."""
+
+    class Recovers(Created):
+        total: int = shared(0)
+
+        def __recover__(self, _dead: coheld.Owner) -> None:
+            self.total = -1
+
+    there = Recovers(lock_name="created")
+    assert remove("created")
+    with procs.start(create, DiesAtCreation) as victim:
+        victim.tell("go")
+        victim.end(-signal.SIGKILL)
+    with there:
+        assert there.total == 10
+    assert Recovers(lock_name="created").total == 10
 
 
 @pytest.mark.parametrize("step", ["_leave_atomic", "_commit_creation"])
