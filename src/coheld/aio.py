@@ -71,13 +71,46 @@ async def leave(obj: object) -> None:
     await _give(native.lock_of(obj))
 
 
+def leave_for(obj: object, task: Any) -> None:
+    """The end of it, in a coroutine that is destroyed, which that task has entered."""
+    lock = native.lock_of(obj)
+    _act_for(task, lock, lock._task_give)
+
+
+def _act_for(task: Any, lock: Any, act: Callable[[], object]) -> None:
+    """By who destroys a coroutine in which that task has taken the lock: act() is its end.  That may be the collector,
+    in whichever task or thread has the lock by now.  Another task of the loop, as closes what an async generator has
+    left open, acts as the one that has the lock still.  Of one that has ended, or of another loop, nothing is to be
+    given back: that counts as an owner's death, and lets others in already."""
+    running = tasking.current_task()
+    with suppress(NotOwnerError):
+        if running is task:
+            act()
+        elif lock.task is task and not task.done() and tasking.running_loop() is (loop := task.get_loop()):
+            if running is not None:
+                asyncio._leave_task(loop, running)
+            asyncio._enter_task(loop, task)
+            try:
+                act()
+            finally:
+                asyncio._leave_task(loop, task)
+                if running is not None:
+                    asyncio._enter_task(loop, running)
+
+
 async def _give(lock: Any) -> None:
     """One level back.  A store is told of the last one by a thread, and the loop goes on meanwhile."""
-    try:
-        if lock.far:
+    if lock.far:
+        task = lock.task
+        try:
             await _depart(lock, lock.away.departure(loud=True))
-    finally:
-        lock._task_give()
+        except GeneratorExit:
+            _act_for(task, lock, lock._task_give)
+            raise
+        except BaseException:
+            lock._task_give()
+            raise
+    lock._task_give()
 
 
 async def _depart(lock: Any, work: Callable[[], object] | None) -> None:
@@ -156,14 +189,14 @@ def locked(
 
     async def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
+        task = lock.task
         try:
             result = await fn(self, *args, **kwargs)
         except GeneratorExit:  # it can wait for nothing any more
-            with suppress(NotOwnerError):  # what the call raised is what the caller sees
-                lock._task_give()
+            _act_for(task, lock, lock._task_give)
             raise
         except BaseException:
-            with suppress(NotOwnerError):
+            with suppress(NotOwnerError):  # what the call raised is what the caller sees
                 await _give(lock)
             raise
         if lock.far:
@@ -175,13 +208,13 @@ def locked(
     async def careful_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         deadline = FOREVER if seconds == FOREVER else monotonic() + seconds
         lock = native.task_enter(self, label) or await _take_in_time(self, label, seconds)
+        task = lock.task
         try:
             if when is not None:
                 await serve(lock._guard_steps(when, self, deadline, timeout), lock)
             result = await (_atomically(lock, fn, self, args, kwargs) if atomic else fn(self, *args, **kwargs))
         except GeneratorExit:
-            with suppress(NotOwnerError):
-                lock._task_give()
+            _act_for(task, lock, lock._task_give)
             raise
         except BaseException:
             with suppress(NotOwnerError):
@@ -203,9 +236,15 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
             lock._timed_out(seconds)
         if how is lock:  # the task has it for itself
             try:
-                return await fn(self, *args, **kwargs)
-            finally:
+                result = await fn(self, *args, **kwargs)
+            except GeneratorExit:
+                _act_for(task, lock, lock._task_give)
+                raise
+            except BaseException:
                 lock._task_give()
+                raise
+            lock._task_give()
+            return result
         readers = tasking.reading.setdefault(lock, tasking.Readers())
         try:
             readers.setdefault(task, WeakSet()).add(how)
@@ -236,12 +275,16 @@ async def _read(lock: Any, obj: object, method: bytes, deadline: float) -> Any:
 
 
 async def _atomically(lock: Any, fn: Any, obj: Any, args: Any, kwargs: Any) -> Any:
-    saved, succeeded = lock._enter_atomic(), False
+    task, saved = lock.task, lock._enter_atomic()
     try:
         result = await fn(obj, *args, **kwargs)
-        succeeded = True
-    finally:
-        lock._leave_atomic(saved, succeeded)
+    except GeneratorExit:
+        _act_for(task, lock, partial(lock._leave_atomic, saved, False))
+        raise
+    except BaseException:
+        lock._leave_atomic(saved, False)
+        raise
+    lock._leave_atomic(saved, True)
     return result
 
 
@@ -281,7 +324,7 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     semaphore._check_initialized()
     patient = deadline > monotonic()
     counts, gate = semaphore._counts, semaphore._gate_lock
-    if tasking.current_task() is None:
+    if (task := tasking.current_task()) is None:
         gate._no_task()
     if not patient:
         return await _try_once(semaphore, deadline)
@@ -293,8 +336,7 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     try:
         taken: bool = await serve(semaphore._steps(deadline, patience), semaphore._lock)
     except GeneratorExit:
-        with suppress(NotOwnerError):  # the task may have been found gone before
-            gate._task_give()
+        _act_for(task, gate, gate._task_give)
         raise
     except BaseException:
         gate._task_give()

@@ -9,19 +9,39 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from . import mutex as _mutex
 from . import native, state
 from .backends.base import Handle
-from .errors import CoheldError, DeadlockError, NotInitializedError, NotLockedError, NotOwnerError
+from .backends.tasking import current_task
+from .errors import CoheldError, DeadlockError, NotInitializedError, NotLockedError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _MISSING: Any = object()
+
+
+class _Exit:
+    """The end of async with.  Python looks it up as the block begins, so it knows in which task: whoever ends the block
+    may be the collector, in another."""
+
+    def __get__(self, obj: Lockable | None, _type: type | None = None) -> Callable[..., Coroutine[Any, Any, None]]:
+        return _leave if obj is None else functools.partial(_leave, obj, _entered=current_task())
+
+
+async def _leave(
+    obj: Lockable, kind: type[BaseException] | None = None, *_exception: object, _entered: Any = None
+) -> None:
+    from . import aio
+
+    if kind is GeneratorExit:
+        aio.leave_for(obj, _entered or current_task())
+    else:
+        await aio.leave(obj)
 
 
 class Lockable(native.LockableBase):
@@ -139,12 +159,12 @@ class Lockable(native.LockableBase):
         await aio.enter(self)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
-        from . import aio
+    if TYPE_CHECKING:
 
-        # A coroutine that is destroyed may belong to a task that was found gone before.
-        with suppress(*[NotOwnerError] if kind is GeneratorExit else []):
-            await aio.leave(self)
+        async def __aexit__(self, kind: type[BaseException] | None, *_exception: object) -> None: ...
+
+    else:
+        __aexit__ = _Exit()
 
     def __init_subclass__(cls, *, max_state: int | None = None, **kwargs: Any) -> None:
         """max_state: how large the shared state may be, in bytes of MessagePack; default 64 MiB."""
@@ -193,8 +213,40 @@ def _locked(
         from . import aio
 
         return aio.locked(fn, label, timeout, when, atomic, exclusive)
-    method = native.LockedMethod(fn, timeout, label, when, atomic, exclusive)
+    body = _run_at_once(fn) if _may_run_later(fn) else fn
+    method = native.LockedMethod(body, timeout, label, when, atomic, exclusive)
     return functools.update_wrapper(method, fn)
+
+
+_LATER = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+
+
+def _may_run_later(fn: Any) -> bool:
+    """Does another decorator stand between us and a function whose call only makes what runs its body?  It may run
+    that itself, and may not."""
+    try:
+        inner = inspect.unwrap(fn)
+    except ValueError:  # in a ring
+        return False
+    return inner is not fn and any(is_such(inner) for is_such in _LATER)
+
+
+def _run_at_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same; what it returns must not be a body that has not run."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            if not inspect.isasyncgen(result):
+                result.close()
+            raise TypeError(
+                f"{call.__qualname__}: what is decorated between @Lockable.locked and its def returns a "
+                f"{type(result).__name__}, whose body would run unlocked: put @Lockable.locked next to the def"
+            )
+        return result
+
+    return call
 
 
 def _check_options(

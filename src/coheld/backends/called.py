@@ -25,7 +25,7 @@ from ..waiting import FOREVER, left, naps
 from . import beside, claims, waiters
 from .record import Cell
 from .tally import Tally
-from .tasking import current_task
+from .tasking import current_task, running_loop
 
 if TYPE_CHECKING:
     from .base import Handle as _Half
@@ -144,13 +144,9 @@ class Shared(_Half):
 
     def _refuse_to_wait(self) -> None:
         """Before a sleep.  Raises: DeadlockError: if who has it could not go on meanwhile."""
-        here = current_task()
-        if here is not None:
-            owner = self.task
-            if owner is not None and owner.get_loop() is here.get_loop():
-                self._stuck()
-        else:
-            _ = self.task  # one that is gone has died
+        owner, here = self.task, running_loop()  # one that is gone has died
+        if owner is not None and here is not None and owner.get_loop() is here:
+            self._stuck()
         if self.readers is not None and self.readers.here():
             self._reads_itself(self._thread_is_in())
 

@@ -30,11 +30,17 @@ when_closed: list[Callable[[], object]] = []
 """Called where a task was found that waits, of a loop that is closed."""
 
 
+def running_loop() -> Any:
+    """The loop of asyncio that runs in this thread, or None."""
+    running = getattr(
+        sys.modules.get("asyncio"), "_get_running_loop", None
+    )  # not there while another thread imports it
+    return running() if running else None
+
+
 def current_task() -> Any:
     """The task of asyncio that runs in this thread, or None."""
-    asyncio: Any = sys.modules.get("asyncio")
-    running = getattr(asyncio, "_get_running_loop", None)  # not there while another thread imports it
-    return asyncio.current_task() if running and running() else None
+    return sys.modules["asyncio"].current_task() if running_loop() else None
 
 
 class Tasking(_Half):
@@ -86,7 +92,7 @@ class Tasking(_Half):
                 "one exclusive as well",
                 resource=self.label,
             )
-        here, readers = current_task(), reading.get(self)
+        here, readers = running_loop(), reading.get(self)
         if readers is None:
             return False
         tasks = [reference() for reference in readers.keyrefs()]  # in one step: those of other loops come and go
@@ -96,7 +102,7 @@ class Tasking(_Half):
                 one.leave()
         if here is None:
             return False
-        mine = (task for task in tasks if task is not None and task.get_loop() is here.get_loop())
+        mine = (task for task in tasks if task is not None and task.get_loop() is here)
         stuck = next((task for task in mine if readers.get(task)), None)
         if stuck is not None:
             raise DeadlockError(

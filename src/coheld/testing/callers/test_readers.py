@@ -570,12 +570,23 @@ def test_a_sync_call_that_would_block_the_loop_of_a_reading_task_says_so() -> No
         await asyncio.sleep(0)
         with pytest.raises(DeadlockError, match="'reader' of this thread's loop is in a reading call"):
             device.write()
+        errors: list[Exception] = []
+        asyncio.get_running_loop().call_soon(noted, device.write, errors)  # which is no task
+        await asyncio.sleep(0)
+        assert [type(error) for error in errors] == [DeadlockError]
         device.read()
         go.set()
         await reader
         device.write()
 
     run(main)
+
+
+def noted(call: Callable[[], object], errors: list[Exception]) -> None:
+    try:
+        call()
+    except Exception as error:
+        errors.append(error)
 
 
 def test_who_is_about_to_wait_looks_at_readers_that_come_and_go_in_another_loop() -> None:

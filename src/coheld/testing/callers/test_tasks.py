@@ -17,7 +17,7 @@ import pytest
 
 import coheld
 from coheld import DeadlockError, Lockable, LockTimeout, NotLockedError, NotOwnerError, aio, native
-from coheld.testing.contract.observe import CAPABILITIES
+from coheld.testing.contract.observe import CAPABILITIES, elsewhere
 from coheld.testing.support import delays, effort, procs, states
 from coheld.testing.support.exclusion import Exclusion
 
@@ -56,6 +56,23 @@ class Bed(Lockable):
     async def fail(self) -> None:
         await asyncio.sleep(0)
         raise ValueError("on purpose")
+
+    @Lockable.locked
+    async def hang(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    @Lockable.locked(atomic=True)
+    async def hang_atomically(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def hang_inside(self) -> None:
+        async with self:
+            await asyncio.get_running_loop().create_future()
+
+    async def lines(self) -> AsyncIterator[int]:
+        async with self:
+            for number in range(3):
+                yield number
 
 
 def free(obj: Lockable) -> bool:
@@ -235,6 +252,31 @@ def test_a_sync_call_that_would_block_the_loop_for_ever_says_so_at_once() -> Non
     run(main)
 
 
+async def called_back(call: Callable[[], object]) -> None:
+    """By the loop, and by none of its tasks. Raises what that raises."""
+    done = asyncio.get_running_loop().create_future()
+
+    def act() -> None:
+        try:
+            done.set_result(call())
+        except Exception as error:
+            done.set_exception(error)
+
+    asyncio.get_running_loop().call_soon(act)
+    await done
+
+
+def test_so_does_one_that_a_callback_of_the_loop_makes() -> None:
+    async def main() -> None:
+        bed = Bed()
+        async with bed:
+            for call in (bed.look, bed.acquire, lambda: bed.acquire(timeout=delays.LONG)):
+                with pytest.raises(DeadlockError, match="to_thread"):
+                    await called_back(call)
+
+    run(main)
+
+
 def test_the_loop_cannot_wait_for_the_thread_around_it() -> None:
     bed = Bed()
 
@@ -348,6 +390,51 @@ def test_a_task_whose_loop_is_closed_is_a_dead_owner() -> None:
     del task
     gc.collect()
     assert free(bed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the coroutine
+@pytest.mark.parametrize("call", [Bed.hang, Bed.hang_atomically, Bed.hang_inside], ids=lambda call: call.__name__)
+def test_a_call_that_is_destroyed_gives_back_nothing_of_the_next_owners(call: Callable[[Bed], Any]) -> None:
+    bed, loop = Bed(), asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # it tells of the task
+    tasks = [loop.create_task(call(bed))]
+    while native.lock_of(bed).task is None:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+    async def main() -> None:
+        async with bed:
+            tasks.clear()
+            gc.collect()
+            assert native.lock_of(bed).task is asyncio.current_task()
+            assert not elsewhere(lambda: bed.acquire(timeout=0))
+        assert free(bed)
+
+    run(main)
+
+
+def test_what_an_async_generator_has_left_open_is_given_back() -> None:
+    """Which the loop closes in another task than the one that has it."""
+
+    async def main() -> None:
+        bed = Bed()
+        async for _ in bed.lines():
+            break
+        gc.collect()
+        while not free(bed):
+            await asyncio.sleep(0)
+        lines = bed.lines()
+        await anext(lines)
+        await lines.aclose()  # type: ignore[attr-defined]
+        assert free(bed)
+        async with bed:
+            async for _ in bed.lines():
+                break
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not free(bed) and bed.look() == 0
+
+    run(main)
 
 
 def test_a_turn_of_a_task_whose_loop_is_closed_passes_on(caplog: pytest.LogCaptureFixture) -> None:

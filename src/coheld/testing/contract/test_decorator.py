@@ -273,6 +273,53 @@ def test_what_would_run_unlocked_is_refused_with_the_remedy(fn: Any, remedy: str
         locked(**options)(fn) if options else locked(fn)
 
 
+def passed_through(fn: Any) -> Any:
+    """As a decorator does that knows nothing of what it calls."""
+
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+def run_to_its_end(fn: Any) -> Any:
+    """As a decorator does that makes a plain function of a coroutine function."""
+
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with pytest.raises(StopIteration) as end:
+            fn(*args, **kwargs).send(None)
+        return end.value.value
+
+    return wrapper
+
+
+async def sleepless(self: object) -> int:
+    return 1
+
+
+@pytest.mark.parametrize("fn", [sleepless, generate, generate_async], ids=lambda fn: str(fn.__name__))
+@pytest.mark.parametrize("decorator", [passed_through, functools.cache], ids=lambda it: str(it.__name__))
+def test_a_body_that_another_decorator_leaves_for_later_is_refused_when_it_is_called(decorator: Any, fn: Any) -> None:
+    method = locked(decorator(fn))
+    bed = Lockable()
+    with pytest.raises(TypeError, match=f"^{fn.__name__}: .*next to the def"):
+        method(bed)
+    assert is_free(bed)
+
+
+def test_a_body_that_another_decorator_runs_is_locked() -> None:
+    class Shelf(Lockable):
+        @Lockable.locked
+        @run_to_its_end
+        async def depth(self) -> int:
+            owner = holder(self)
+            return owner.depth if owner else 0
+
+    assert Shelf().depth() == 1  # type: ignore[comparison-overlap]
+
+
 @pytest.mark.parametrize("fn", [generate, generate_async], ids=lambda fn: str(fn.__name__))
 def test_the_refusal_names_the_function(fn: Any) -> None:
     with pytest.raises(TypeError, match=f"^{fn.__name__} "):
