@@ -10,6 +10,7 @@ from . import native
 from .backends import backend_of, files
 from .backends.base import Handle, known
 from .errors import LockTimeout
+from .process import start_of
 
 
 def anonymous(cls: type | None = None) -> Handle:
@@ -55,26 +56,31 @@ def remove(name: str, timeout: float | None = 0) -> bool:
     if not mutex.acquire(timeout=timeout):
         mutex._timed_out(timeout or 0)
     try:
-        if holder := _holder_of_permits(mutex):
-            raise LockTimeout(f"{mutex.label}: {holder} has permits of it", resource=mutex.label)
+        if holder := _holder_of_a_part(mutex):
+            raise LockTimeout(f"{mutex.label}: {holder} of it", resource=mutex.label)
         _unlink(mutex)
     finally:
         mutex.release()
     return True
 
 
-def _holder_of_permits(mutex: Any) -> str:
-    """By the owner: one that lives; empty: none does."""
-    if not mutex.far:
-        held = mutex._held_by()
-        return f"process {held[0][0]}" if held else ""
-    from .backends import sessions  # which decode, and are for stores alone
-    from .state.looking import fields_in
+def _holder_of_a_part(mutex: Any) -> str:
+    """By the owner: who has permits or leases, and lives; empty: nobody."""
+    if mutex.far:
+        from .backends import sessions  # which decode, and are for stores alone
+        from .state.looking import fields_in
 
-    peers = sessions.at(mutex.away._store, mutex.away.lease)
-    clients = sessions.holders_in(fields_in(mutex.away.load().payload))
-    peers.ask(clients, anew=True)
-    return next((str(one) for one in clients if not peers.is_gone(one)), "")
+        peers = sessions.at(mutex.away._store, mutex.away.lease)
+        clients = sessions.holders_in(fields_in(mutex.away.load().payload))
+        peers.ask(clients, anew=True)
+        return next((f"{one} has permits or leases" for one in clients if not peers.is_gone(one)), "")
+    if held := mutex._held_by():
+        return f"process {held[0][0]} has permits"
+    if not mutex.version:
+        return ""
+    from .state.looking import lessees_of
+
+    return next((f"process {pid} has leases" for pid, start in lessees_of(mutex) if start_of(pid) == start), "")
 
 
 def _unlink(mutex: Handle) -> None:

@@ -66,11 +66,11 @@ class Client:
 
 
 def holders_in(fields: dict[str, Any]) -> list[Client]:
-    """In the fields of a roll (roll.py), by who does not know its class; of another state there are none."""
+    """In the fields of a roll or a ledger (roll.py, ledger.py), by who does not know their classes; of another state there
+    are none."""
     try:
-        if fields.keys() != {"value", "holders", "queue"}:
-            return []
-        return msgspec.convert([one["client"] for one in fields["holders"].values()], list[Client])
+        found = {("holders", "queue", "value"): "holders", ("leases", "queue"): "leases"}.get(tuple(sorted(fields)))
+        return msgspec.convert([one["client"] for one in fields[found].values()], list[Client]) if found else []
     except (AttributeError, KeyError, TypeError, msgspec.ValidationError):
         return []
 

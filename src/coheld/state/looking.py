@@ -99,6 +99,18 @@ def fields_in(payload: bytes | None) -> dict[str, Any]:
         return {}
 
 
+def lessees_of(mutex: Any) -> list[tuple[int, int]]:
+    """By the owner: process and its start, of each lease, where the state is the ledger of a pool (ledger.py) on this
+    machine."""
+    try:
+        fields = {field: msgspec.msgpack.decode(raw) for field, _, raw in _copied(mutex, int(mutex.version))[0]}
+        if fields.keys() == {"leases", "queue"}:
+            return [(int(one["pid"]), int(one["start"])) for one in fields["leases"].values()]
+    except (*UNDECODABLE, FileNotFoundError, TornError, IncompatibleError, AttributeError, KeyError, TypeError):
+        pass
+    return []
+
+
 def _copied(mutex: Any, word: int) -> tuple[list[tuple[str, str, bytes]], int]:
     generation = store.generation_of(word)
     if not generation:

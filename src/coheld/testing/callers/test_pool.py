@@ -184,6 +184,19 @@ def test_by_name_each_brings_its_own_objects_in_any_order() -> None:
     assert len(pool.free()) == 3 and remove("lab")
 
 
+def test_a_pool_of_which_a_living_process_has_a_lease_is_not_removed() -> None:
+    pool = Pool(devices(), "lab")
+    with procs.start(take, pool, "r1") as lessee:
+        lessee.expect("r1")
+        with pytest.raises(LockTimeout, match=f"process {lessee.pid} has .*leases"):
+            remove("lab", timeout=0)
+        with pytest.raises(LockTimeout):
+            pool.lease(timeout=0, where=lambda one: one.name == "r1").__enter__()
+        lessee.kill()
+    assert remove("lab")
+
+
+
 def test_what_has_that_name_and_is_no_pool_is_refused() -> None:
     class Thing(Lockable):
         count: int = shared(0)
