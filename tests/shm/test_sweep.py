@@ -459,6 +459,15 @@ def test_nothing_is_left_after_many_runs_that_start_and_end_at_once(coheld_dir: 
     assert forget_names(coheld_dir) == []
 
 
+def test_of_many_names_that_are_made_one_after_the_other_few_look_through_the_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = []
+    monkeypatch.setattr(sweeping, "sweep", looks.append)
+    locks = [Lockable(lock_name=f"bed-{number}") for number in range(1000)]
+    assert len(locks) == 1000 and 20 < len(looks) < 200
+
+
 # ---- at every step -----------------------------------------------------------------------------------------
 
 

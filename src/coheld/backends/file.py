@@ -439,7 +439,8 @@ def _create_named(path: str, name: str, kind: int) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
-    sweep(directory)
+    if files.is_sweep_due(directory):
+        sweep(directory)
     with files.new_file(directory, _NAMED_SIZE, header_here(kind, name)) as (made, fd):
         try:
             Cell(Segment(made, fd).map, files.NAMED_CELL).make()

@@ -283,6 +283,20 @@ SOCKET = "stacks-"
 _SOCKET_OF = re.compile(r"stacks-(\d+)-(\d+)\Z")
 
 
+_spared: dict[str, int] = {}
+"""How many more names are made in a directory before it is looked through again."""
+
+
+def is_sweep_due(directory: str) -> bool:
+    """By who makes a name there.  A large one is looked through at one name of many: else each would cost more than the
+    one before."""
+    if left := _spared.get(directory, 0):
+        _spared[directory] = left - 1
+        return False
+    _spared[directory] = len(os.listdir(directory)) // 25
+    return True
+
+
 def sweep_sockets(directory: str) -> None:
     """Remove those of dead processes.  No living one has the number and the start of one that is dead."""
     for entry in os.listdir(directory):

@@ -66,7 +66,7 @@ class Client:
 
 
 def holders_in(fields: dict[str, Any]) -> list[Client]:
-    """In the fields of a roll or a ledger (roll.py, ledger.py), by who does not know their classes; of another state there
+    """In the fields of a roll or a ledger (roll.py, ledger.py), by who does not know its class; of another state there
     are none."""
     try:
         found = {("holders", "queue", "value"): "holders", ("leases", "queue"): "leases"}.get(tuple(sorted(fields)))

@@ -385,7 +385,8 @@ def _create_named(path: str, name: str, kind: int) -> None:
     """Made aside, then linked: one name is one file, whole from its first moment.  Raises: FileExistsError."""
     directory = os.path.dirname(path)
     files.make_directory(directory)
-    sweeping.sweep(directory)
+    if files.is_sweep_due(directory):
+        sweeping.sweep(directory)
     with files.new_file(directory, native.HEADER_SIZE, header_here(kind, name)) as (made, fd):
         _make_cells(path, fd, kind)  # and unmapped: the traceback of a failure below must not keep the file's inode
         os.link(made, path)

@@ -196,7 +196,6 @@ def test_a_pool_of_which_a_living_process_has_a_lease_is_not_removed() -> None:
     assert remove("lab")
 
 
-
 def test_what_has_that_name_and_is_no_pool_is_refused() -> None:
     class Thing(Lockable):
         count: int = shared(0)
