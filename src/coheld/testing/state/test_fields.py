@@ -5,7 +5,7 @@ import datetime
 import decimal
 import enum
 import uuid
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypedDict, TypeVar
 
 import attrs
 import msgspec
@@ -35,6 +35,28 @@ class Box(msgspec.Struct):
 class Pair(NamedTuple):
     left: int
     right: list[int]
+
+
+T = TypeVar("T")
+
+
+class Crate(msgspec.Struct, Generic[T]):
+    content: T
+
+
+@dataclasses.dataclass
+class Sack(Generic[T]):
+    content: T
+    inner: "Sack[T] | None" = None
+
+
+class Label(TypedDict, Generic[T]):
+    text: T
+
+
+class Couple(NamedTuple, Generic[T]):
+    one: T
+    other: T
 
 
 VALUES: list[tuple[Any, Any, list[Any]]] = [
@@ -69,6 +91,11 @@ CONTAINERS: list[tuple[Any, Any, list[Any]]] = [
     (list[Point], list, [[Point(1), Point(2)]]),
     (Pair, lambda: Pair(0, []), [Pair(1, [2])]),
     (bytearray, bytearray, [bytearray(b"abc")]),
+    (Crate[int], lambda: Crate(0), [Crate(1)]),
+    (Crate[list[int]], lambda: Crate([]), [Crate([1])]),
+    (Sack[int], lambda: Sack(0), [Sack(1, Sack(2))]),
+    (dict[str, Label[int]], dict, [{"a": {"text": 1}}]),
+    (Couple[int], lambda: Couple(0, 0), [Couple(1, 2)]),
 ]
 
 
