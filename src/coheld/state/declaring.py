@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Final, get_args, get_origin, get_type_hints
 
 from .. import native
 from . import schema_of, unsettled
@@ -19,6 +19,8 @@ def declare(cls: type, max_state: int | None) -> None:
     """
     own = {name: one for name, one in vars(cls).items() if isinstance(one, Shared | native.Field)}
     parents = {parent for base in cls.__bases__ if (parent := schema_of(base))}
+    if max_state is not None:
+        _check_limit(cls, max_state)
     if not own and not parents:
         if max_state is not None:
             raise TypeError(f"{cls.__qualname__} has max_state, and no shared fields")
@@ -28,8 +30,15 @@ def declare(cls: type, max_state: int | None) -> None:
         _Settling(cls, parents.pop())
         return
     specs = _inherited(cls) | _declared(cls, own)
-    limit = max_state or max((parent.max_state for parent in parents), default=MAX_STATE)
+    limit = max_state if max_state is not None else max((parent.max_state for parent in parents), default=MAX_STATE)
     _Settling(cls, Schema(cls, specs, limit)).when_made()
+
+
+def _check_limit(cls: type, limit: object) -> None:
+    if type(limit) is not int:
+        raise TypeError(f"{cls.__qualname__}: max_state is a number of bytes, an int, not {type(limit).__name__}")
+    if not 1 <= limit < 1 << 63:
+        raise ValueError(f"{cls.__qualname__}: max_state is a number of bytes, from 1 to 2**63 - 1, not {limit}")
 
 
 def _refuse_bases(cls: type) -> None:
@@ -67,7 +76,7 @@ def _declared(cls: type, own: Mapping[str, Any]) -> dict[str, Spec]:
             raise TypeError(f"{cls.__qualname__}.{name} is shared, and needs an annotation: {name}: int = shared(…)")
         given = annotations[name]
         specs[name] = Spec(name, f"{cls.__qualname__}.{name}", one, _Annotation(cls, given, names))
-        annotations[name] = given if _is_class_variable(given) else ClassVar[given]
+        annotations[name] = given if _is_class_variable(given) else _as_class_variable(specs[name].label, given)
     if own:
         cls.__annotations__ = annotations
     return specs
@@ -76,6 +85,13 @@ def _declared(cls: type, own: Mapping[str, Any]) -> dict[str, Spec]:
 def _is_class_variable(annotation: Any) -> bool:
     text = annotation if isinstance(annotation, str) else ""
     return get_origin(annotation) is ClassVar or text.startswith(("ClassVar[", "typing.ClassVar["))
+
+
+def _as_class_variable(label: str, annotation: Any) -> Any:
+    try:
+        return ClassVar[annotation]
+    except TypeError as error:
+        raise TypeError(f"{label} cannot be shared: {error}") from None
 
 
 def _annotations_of(cls: type) -> dict[str, Any]:
@@ -104,13 +120,17 @@ class _Annotation:
         self.cls = weakref.ref(cls)
 
     def resolve(self) -> Any:
-        """The type. Raises: NameError: if a name in it is not known yet."""
+        """The type. Raises: NameError: if a name in it is not known yet.  TypeError: if it is no type of a field."""
         cls = self.cls()
         names = self.names | ({cls.__name__: cls} | dict(vars(cls)) if cls else {})
         holder = type("", (), {"__annotations__": {"it": self.given}})
         module = vars(sys.modules[self.module]) if self.module in sys.modules else {}
         hint = get_type_hints(holder, module, names, include_extras=True)["it"]
-        return get_args(hint)[0] if get_origin(hint) is ClassVar else hint
+        hint = get_args(hint)[0] if get_origin(hint) is ClassVar else hint
+        bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if get_origin(bare) is Final:
+            raise TypeError("Final says that nobody assigns it")
+        return hint
 
 
 class _Settling:

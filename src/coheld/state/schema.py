@@ -58,8 +58,8 @@ class Spec:
         """Fix the type. Raises: TypeError: if it cannot be shared, or its default is none of it."""
         if self.annotation is None:
             return
-        annotation = self.annotation.resolve()
         try:
+            annotation = self.annotation.resolve()
             self.shape = shape_of(msgspec.inspect.type_info(annotation))
             self.decode = msgspec.msgpack.Decoder(annotation).decode
         except UnfitError as error:
@@ -88,8 +88,10 @@ class Spec:
         """Raises: StateError: if it has no encoding."""
         try:
             return _encode(value)
-        except OverflowError:
-            raise StateError(f"{self.label}: integers have 64 bits, from -2**63 to 2**64 - 1") from None
+        except OverflowError as error:
+            integer = "ints" in str(error)
+            why = "integers have 64 bits, from -2**63 to 2**64 - 1" if integer else f"{error}, as UTC"
+            raise StateError(f"{self.label}: {why}") from None
         except UNDECODABLE as error:
             raise StateError(f"{self.label}: {error}") from error
 
@@ -141,14 +143,22 @@ class Schema:
             setattr(owner, spec.name, native.Field(self, index, spec.name, spec.kinds))
 
     def check(self, owner: type) -> None:
-        """Raises: TypeError: if a descriptor is not there any more, taken away by a decorator of the class."""
-        for name in self.names:
-            found = next((vars(cls)[name] for cls in owner.__mro__ if name in vars(cls)), None)
-            if not isinstance(found, native.Field):
+        """Raises: TypeError: if a descriptor is not there any more, taken away by a decorator of the class, or
+        hidden by what a subclass has under its name."""
+        for spec in self.specs:
+            where = next((cls for cls in owner.__mro__ if spec.name in vars(cls)), None)
+            found = vars(where)[spec.name] if where else None
+            if isinstance(found, native.Field):
+                continue
+            if where in (None, self.owner()):
                 raise TypeError(
-                    f"{owner.__qualname__}.{name} was declared as shared, and is {found!r} now: "
+                    f"{owner.__qualname__}.{spec.name} was declared as shared, and is {found!r} now: "
                     "what decorates the class has replaced it"
                 )
+            raise TypeError(
+                f"{where.__qualname__}.{spec.name} is {found!r}, and replaces the shared field {spec.label}: "
+                "give one of them another name"
+            )
 
     def bind(self, lock: Any) -> Any:
         """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it

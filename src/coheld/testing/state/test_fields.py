@@ -5,7 +5,7 @@ import datetime
 import decimal
 import enum
 import uuid
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, TypedDict, TypeVar
 
 import attrs
 import msgspec
@@ -144,6 +144,9 @@ def test_values_that_can(annotation: Any, factory: Any, values: list[Any]) -> No
     through_another(holder, values)
 
 
+EARLY = datetime.datetime(1, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+
+
 @pytest.mark.parametrize(
     ("annotation", "default", "value", "why"),
     [
@@ -159,6 +162,7 @@ def test_values_that_can(annotation: Any, factory: Any, values: list[Any]) -> No
         (Annotated[int, msgspec.Meta(ge=0)], 0, -1, ">= 0"),
         (tuple[int, ...], (), (1, "x"), "Expected `int`"),
         (int, 0, object(), "object cannot be stored"),
+        (datetime.datetime, datetime.datetime(2020, 1, 1), EARLY, "date value out of range, as UTC"),
     ],
 )
 def test_what_an_assignment_refuses(annotation: Any, default: Any, value: Any, why: str) -> None:
@@ -270,6 +274,33 @@ class NoFields:
 def test_a_type_that_does_not_come_back_is_refused_when_the_class_is_made(annotation: Any) -> None:
     with pytest.raises(TypeError, match=r"Holder\.it cannot be shared"):
         holder_of(annotation, default_factory=list)
+
+
+@pytest.mark.parametrize("annotation", [Final[int], "Final[int]", Annotated[Final[int], 1]], ids=str)
+def test_a_final_field_is_refused(annotation: Any) -> None:
+    with pytest.raises(TypeError, match=r"Holder\.it cannot be shared: .*Final"):
+        with_default(annotation, 0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**63, True, "1", 1.5], ids=repr)
+def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(ValueError if type(limit) is int else TypeError, match=r"Holder.*: max_state is"):
+
+        class Holder(Lockable, max_state=limit):
+            n: int = shared(0)
+
+
+def test_the_least_limit() -> None:
+    class Holder(Lockable, max_state=1):
+        n: int = shared(0)
+
+    holder = Holder()
+    with holder:
+        holder.n = 1
+    assert holder.n == 1
+    with pytest.raises(coheld.StateError, match="may have 1"), holder:
+        holder.n = 1000
+    assert holder.n == 1
 
 
 def test_a_union_that_cannot_be_told_apart_is_refused() -> None:
@@ -404,6 +435,17 @@ def test_a_descriptor_that_was_taken_away_is_missed() -> None:
 
     with pytest.raises(TypeError, match=r"Device\.n was declared as shared, and is 5 now"):
         Device()
+
+
+def test_what_a_subclass_puts_in_place_of_a_field_is_named() -> None:
+    class Device(Lockable):
+        n: int = shared(0)
+
+    class Special(Device):
+        n = 5
+
+    with pytest.raises(TypeError, match=r"Special\.n is 5, and replaces the shared field .*Device\.n"):
+        Special()
 
 
 def test_names_that_are_known_late() -> None:
