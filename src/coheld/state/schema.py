@@ -11,7 +11,7 @@ import msgspec
 
 from .. import native
 from ..errors import IncompatibleError, NotLockedError, StateError
-from .frozen import thaw
+from .frozen import Frozen, freeze, thaw
 from .shapes import ASSIGNED, COPIED, MUTABLE, Shape, UnfitError, shape_of
 from .slots import UNDECODABLE
 
@@ -104,8 +104,16 @@ class Spec:
 
     def checked(self, value: Any) -> Any:
         """The value as it is assigned: one that cannot be changed is what readers will see, a container is looked at
-        when it is committed."""
-        return thaw(value) if self.shape.mutable else self.decoded(self.encode(value))
+        when it is committed, and its owner may change it until then.
+
+        Raises: StateError: if it has no encoding, or a reader would refuse it.
+        """
+        if not self.shape.mutable:
+            return self.decoded(self.encode(value))
+        try:
+            return thaw(value) if self.shape.freeze is freeze or isinstance(value, Frozen) else value
+        except RecursionError as error:
+            raise StateError(f"{self.label}: {error}") from error
 
     def frozen(self, value: Any) -> Any:
         """The value for readers; value is nobody else's."""

@@ -26,7 +26,11 @@ _SHORT = {
     ms.BytesType: BYTES,
 }
 _OTHER = (ms.DateTimeType, ms.DateType, ms.TimeType, ms.TimeDeltaType, ms.UUIDType, ms.DecimalType)
-_FREEZERS: dict[type, Callable[[Any], Any]] = {ms.ListType: FrozenList, ms.DictType: FrozenDict, ms.SetType: FrozenSet}
+_FREEZERS: dict[type, Callable[[Any], Any]] = {
+    ms.ListType: FrozenList.of,
+    ms.DictType: FrozenDict.of,
+    ms.SetType: FrozenSet.of,
+}
 _UNFIT: dict[type, str] = {
     ms.AnyType: "Any, or a container that does not say of what",
     ms.CustomType: "a type that MessagePack cannot hold",
