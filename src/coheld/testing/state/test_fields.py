@@ -4,6 +4,8 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import sys
+import types
 import uuid
 from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, TypedDict, TypeVar
 
@@ -13,6 +15,7 @@ import pytest
 
 import coheld
 from coheld import Lockable, shared
+from coheld.state import schema
 from coheld.testing.support import procs
 
 
@@ -356,6 +359,141 @@ def test_fields_are_inherited_and_merged() -> None:
     assert (last.a, last.b, last.c) == (10, "twenty", [3, 30])
     base = Base()
     assert (base.a, base.b) == (1, 2)
+
+
+class Counted:
+    """A mixin that is no Lockable, as those below."""
+
+    count: "int" = shared(0)
+    parts: "list[Crate[int]]" = shared(default_factory=list)
+
+
+class Named(Counted):
+    name: str = shared("")
+    count: int = shared(7)
+    fixed: int = shared(0)
+
+
+class Fixed:
+    fixed = 3
+
+
+def tell_count(link: procs.Link, holder: Any) -> None:
+    link.hear()
+    link.say((holder.count, holder.name, holder.parts))
+
+
+def test_fields_of_a_mixin_are_shared_as_if_the_class_had_declared_them() -> None:
+    class Device(Fixed, Named, Lockable):
+        own: int = shared(1)
+
+    device = Device(lock_name="device")
+    assert (device.count, device.name, device.fixed, device.own) == (7, "", 3, 1)
+    with pytest.raises(coheld.NotLockedError, match=r"Named\.count"):
+        device.count = 5
+    with device:
+        device.count, device.name = 8, "x"
+        device.parts.append(Crate(1))
+        device.fixed = 4  # as before: no field
+    with procs.start(tell_count, device) as other:
+        other.tell("go")
+        assert other.hear() == (8, "x", [Crate(1)])
+    assert isinstance(vars(Named)["count"], schema.Shared)
+
+
+def test_a_mixin_without_fields_of_the_class_itself() -> None:
+    class Device(Named, Lockable):
+        pass
+
+    class Special(Device):
+        pass
+
+    class Other(Counted, Lockable):
+        pass
+
+    class Late(Fixed, Other):
+        count: int = shared(9)
+
+    special, other, late = Special(lock_name="device"), Other(), Late()
+    with special:
+        special.count += 1
+    assert Device(lock_name="device").count == 8
+    with other, late:
+        other.count += 1
+        late.count += 1
+        late.parts.append(Crate(3))
+    assert (other.count, late.count, late.parts, late.fixed) == (1, 10, [Crate(3)], 3)
+
+
+def test_a_mixin_beside_a_class_with_fields() -> None:
+    class Device(Lockable):
+        count: str = shared("device's")
+        size: int = shared(2)
+
+    class First(Counted, Device):
+        pass
+
+    class Last(Device, Counted):
+        pass
+
+    first, last = First(), Last()
+    assert (first.count, first.size, first.parts) == (0, 2, [])
+    assert (last.count, last.size, last.parts) == ("device's", 2, [])
+    with first, last:
+        first.parts.append(Crate(1))
+        last.parts.append(Crate(2))
+    assert first.parts == [Crate(1)] and last.parts == [Crate(2)]
+
+
+def test_a_mixin_of_another_module_knows_its_names() -> None:
+    module = types.ModuleType("mixin_of_another")
+    sys.modules[module.__name__] = module
+    try:
+        text = "import msgspec, coheld\nclass Only(msgspec.Struct):\n  n: int\nclass Mixin:\n"
+        exec(text + "  only: 'list[Only]' = coheld.shared(default_factory=list)\n", vars(module))
+
+        class Device(module.Mixin, Lockable):  # type: ignore[name-defined,misc]
+            pass
+
+        device = Device()
+        with device:
+            device.only.append(module.Only(1))
+        assert device.only == [module.Only(1)]
+    finally:
+        del sys.modules[module.__name__]
+
+
+def test_a_dataclass_that_has_a_mixin() -> None:
+    @dataclasses.dataclass
+    class Device(Named, Lockable):
+        label: str
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    device = Device("a")
+    with device:
+        device.count += 1
+    assert device.count == 8 and [one.name for one in dataclasses.fields(device)] == ["label"]
+
+
+@pytest.mark.parametrize(
+    "decorate", [dataclasses.dataclass, dataclasses.dataclass(slots=True), attrs.define], ids=["", "slots", "attrs"]
+)
+def test_a_mixin_whose_field_is_an_argument_is_refused(decorate: Any) -> None:
+    class Mixin:
+        n: int = shared(0)
+
+    with pytest.raises(TypeError, match=r"Mixin\.n cannot be shared"):
+        type(Lockable)("Device", (decorate(Mixin), Lockable), {})
+
+
+def test_a_mixin_whose_field_is_wrong_is_refused() -> None:
+    class Mixin:
+        n = shared(0)
+
+    with pytest.raises(TypeError, match=r"Mixin\.n is shared, and needs an annotation"):
+        type(Lockable)("Device", (Mixin, Lockable), {})
 
 
 def test_a_dataclass_leaves_the_fields_alone() -> None:
