@@ -8,6 +8,7 @@
     slots       one generation of a state, as its bytes
     store       its files
     stored      the same in one value, for a store on another host
+    undoing     what a value was, for an atomic call that fails
     view        what this process knows of a state: read, commit, grow, undo
     plain       caches and marks of that, where they are not C
 
