@@ -11,6 +11,8 @@
     undoing     what a value was, for an atomic call that fails
     view        what this process knows of a state: read, commit, grow, undo
     plain       caches and marks of that, where they are not C
+    looking     a state for who does not know its class
+    untyped     a value for who does not know its type
 
 Protocol and states are in _state.h; what is otherwise where there is no C, in slots.CheckedFile.  msgspec is imported
 with the first shared field, and with that all but this module.
