@@ -4,6 +4,7 @@
     declaring   what becomes of a class that has shared fields
     frozen      containers as they are read outside of the lock
     shapes      what a type is: its text, whether its values can be changed
+    surplus     what a value has, and its type has not
     schema      the fields of a class, their encoding, and the way to the state of a resource
     slots       one generation of a state, as its bytes
     store       its files

@@ -14,6 +14,7 @@ from ..errors import IncompatibleError, NotLockedError, StateError
 from .frozen import Frozen, freeze, thaw
 from .shapes import ASSIGNED, COPIED, MUTABLE, Shape, UnfitError, shape_of
 from .slots import UNDECODABLE
+from .surplus import Search, search_of
 
 MAX_STATE = 64 << 20
 _MISSING: Any = object()
@@ -52,6 +53,7 @@ class Spec:
     """Until its names are known."""
     shape: Shape = field(default_factory=lambda: Shape(""))
     decode: Callable[[Any], Any] = field(default=bytes)
+    surplus: Search | None = None
     initial: bytes | None = None
 
     def settle(self) -> None:
@@ -60,7 +62,8 @@ class Spec:
             return
         try:
             annotation = self.annotation.resolve()
-            self.shape = shape_of(msgspec.inspect.type_info(annotation))
+            info = msgspec.inspect.type_info(annotation)
+            self.shape, self.surplus = shape_of(info), search_of(info)
             self.decode = msgspec.msgpack.Decoder(annotation).decode
         except UnfitError as error:
             raise TypeError(f"{self.label} cannot be shared: its type has {error}") from None
@@ -70,7 +73,7 @@ class Spec:
         if self.declared.default_factory is None:
             try:
                 self.initial = self.encode(self.declared.default)
-                self.decoded(self.initial)
+                self.as_read(self.declared.default, self.initial)
             except StateError as error:
                 raise TypeError(f"the default of {self.label} is not what its type says: {error}") from None
 
@@ -102,14 +105,24 @@ class Spec:
         except UNDECODABLE as error:
             raise StateError(f"{self.label} is {self.shape.text}: {error}") from error
 
+    def as_read(self, value: Any, raw: bytes) -> Any:
+        """What becomes of a value that has this encoding.
+
+        Raises: StateError: if a reader would refuse it, or get less than it is.
+        """
+        read = self.decoded(raw)
+        if self.surplus and (more := self.surplus([value])):
+            raise StateError(f"{self.label} is {self.shape.text}, and its value has more, which would be lost: {more}")
+        return read
+
     def checked(self, value: Any) -> Any:
         """The value as it is assigned: one that cannot be changed is what readers will see, a container is looked at
         when it is committed, and its owner may change it until then.
 
-        Raises: StateError: if it has no encoding, or a reader would refuse it.
+        Raises: StateError: if it has no encoding, or as as_read.
         """
         if not self.shape.mutable:
-            return self.decoded(self.encode(value))
+            return self.as_read(value, self.encode(value))
         try:
             return thaw(value) if self.shape.freeze is freeze or isinstance(value, Frozen) else value
         except RecursionError as error:

@@ -199,7 +199,7 @@ class View(_Half):
             spec = self.schema.specs[index]
             raw = spec.encode(value)
             if raw != self._before(index, mark):
-                fresh[index] = spec.decoded(raw) if spec.shape.mutable else value
+                fresh[index] = spec.as_read(value, raw) if spec.shape.mutable else value
                 changed[index] = raw
         return changed, fresh
 

@@ -7,7 +7,7 @@ import enum
 import sys
 import types
 import uuid
-from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import attrs
 import msgspec
@@ -190,6 +190,112 @@ def test_what_a_release_refuses(annotation: Any, factory: Any, bad: Any) -> None
     assert holder.it == factory()  # the last commit stands
     with holder:
         assert holder.it == factory()
+
+
+@dataclasses.dataclass
+class Solid(Point):
+    z: int = 0
+
+
+class Same(Point):
+    """With nothing more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    x: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stain(Spot):
+    color: str
+
+
+class Large(Box):
+    size: int
+
+
+class Entry(TypedDict):
+    n: int
+    points: NotRequired[list[Point]]
+
+
+class Tree(msgspec.Struct):
+    n: int
+    inner: "list[Tree]" = []
+
+
+class Oak(Tree):
+    age: int = 0
+
+
+class Leaf(msgspec.Struct, tag="leaf"):
+    n: int
+
+
+class Flower(Leaf, tag="flower"):
+    color: str
+
+
+@attrs.define
+class Card:
+    n: int
+
+
+@attrs.define
+class Photo(Card):
+    size: int
+
+
+MORE: list[tuple[Any, Any, str]] = [
+    (list[Point], [Point(1), Solid(1)], "z of Solid, where Point is meant"),
+    (dict[str, Point], {"a": Solid(1)}, "z of Solid"),
+    (tuple[int, Point], (1, Solid(1)), "z of Solid"),
+    (Point | None, Solid(1), "z of Solid"),
+    (Spot, Stain(1, "red"), "color of Stain"),
+    (dict[Spot, int], {Stain(1, "red"): 1}, "color of Stain"),
+    (frozenset[Spot], frozenset({Stain(1, "red")}), "color of Stain"),
+    (Box, Box(Solid(1), []), "z of Solid"),
+    (Box, Large(Point(1), [], 5), "size of Large"),
+    (Sack[Point], Sack(Point(1), Sack(Solid(1))), "z of Solid"),
+    (Tree, Tree(1, [Tree(1), Tree(1, [Oak(1)])]), "age of Oak"),
+    (list[Card], [Photo(1, 2)], "size of Photo"),
+    (Entry, {"n": 1, "m": 2}, "m, which Entry has not"),
+    (list[Entry], [{"n": 1, "points": []}, {"n": 1, "points": [Solid(1)]}], "z of Solid"),
+    (list[Entry], [{"n": 1, "points": []}, {"n": 1, "points": [], "m": 1}], "m, which Entry has not"),
+    (list[Couple[Point]], [Couple(Point(1), Solid(1))], "z of Solid"),
+    (dict[str, list[Point] | int], {"a": 1, "b": [Solid(1)]}, "z of Solid"),
+    (Annotated[list[Point], msgspec.Meta(max_length=3)], [Solid(1)], "z of Solid"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "more"), MORE, ids=lambda one: str(one)[:30])
+def test_a_value_with_more_than_its_type_is_refused(annotation: Any, value: Any, more: str) -> None:
+    holder = holder_of(annotation | None, default_factory=lambda: None)()
+    with pytest.raises(coheld.StateError, match=r"Holder\.it is .*, and its value has more") as failure, holder:
+        holder.it = value
+    assert more in str(failure.value)
+    assert holder.it is None and coheld.holder(holder) is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "read"),
+    [
+        (list[Point], [Point(1), Same(2)], [Point(1), Point(2)]),
+        (list[Leaf | Flower], [Leaf(1), Flower(1, "red")], [Leaf(1), Flower(1, "red")]),
+        (list[Entry], [{"n": 1}, {"n": 1, "points": [Point(1)]}], [{"n": 1}, {"n": 1, "points": [Point(1)]}]),
+        (Tree, Tree(1, [Tree(2)]), Tree(1, [Tree(2)])),
+        (dict[str, Point], {"a": {"x": 1}}, {"a": Point(1)}),
+    ],
+    ids=lambda one: str(one)[:30],
+)
+def test_a_value_with_nothing_more_is_not(annotation: Any, value: Any, read: Any) -> None:
+    holder = holder_of(annotation | None, default_factory=lambda: None)()
+    with holder:
+        holder.it = value
+    assert msgspec.to_builtins(holder.it) == msgspec.to_builtins(
+        msgspec.convert(value, annotation, from_attributes=True)
+    )
 
 
 def test_the_other_changes_of_a_refused_release_are_dropped_too() -> None:
