@@ -1,6 +1,9 @@
 """coheld show: the shared state of a named resource, as its last commit left it."""
 
 import argparse
+import codecs
+import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +47,17 @@ def execute(options: argparse.Namespace) -> int:
         print(f"coheld: no resource named {options.name!r}", file=sys.stderr)
         return exits.NO_SUCH_RESOURCE
     if options.json:
-        print(_json(found))
+        print(_json(found, _encoding()))
     else:
         _print(found)
     return 0
 
 
-def _json(found: "Look") -> str:
+def _json(found: "Look", encoding: str) -> str:
+    """In a line that a stream of that encoding can say."""
     import msgspec
 
-    fields = {one.name: {"type": one.type, "value": one.value} for one in found.fields}
+    fields = {one.name: {"type": one.type, "value": _plain(one.value)} for one in found.fields}
     answer: dict[str, Any] = {
         "name": found.name,
         "commits": found.commits,
@@ -61,16 +65,42 @@ def _json(found: "Look") -> str:
         "file_bytes": found.file,
     }
     answer |= {"store": found.store or None, "token": found.token, "holder": found.holder and str(found.holder)}
-    return msgspec.json.encode(answer | {"fields": fields}, enc_hook=repr).decode()  # keys that JSON has not, too
+    text = msgspec.json.encode(answer | {"fields": fields}, enc_hook=repr).decode()
+    return text if codecs.lookup(encoding).name == "utf-8" else json.dumps(json.loads(text), separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """The value with nothing in it that JSON has not: numbers that are none are text, and a map is a list of pairs
+    where its keys would not be different ones."""
+    from coheld.state.untyped import Pairs
+
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        fields = {_key(key): _plain(one) for key, one in value.items()}
+        return fields if len(fields) == len(value) else _plain(Pairs(value.items()))
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _key(key: Any) -> str:
+    """As JSON has it, which knows text alone."""
+    import msgspec
+
+    key = key if isinstance(key, tuple) else _plain(key)
+    if isinstance(key, str):
+        return key
+    return str(next(iter(msgspec.json.decode(msgspec.json.encode({key: 0}, enc_hook=repr)))))
 
 
 def _print(found: "Look") -> None:
-    rows = [(one.name, one.type, _cut(repr(one.value))) for one in found.fields]
+    rows = [(_sayable(one.name), _sayable(one.type), _sayable(_cut(repr(one.value)))) for one in found.fields]
     held = f"held by {found.holder}" if found.holder else "free"
     called, count = found.name, f"{found.commits} commits"
     if found.store:
         called, count = f"{found.name} at {found.store}", f"token {found.token}"
-    title = f"{called}: {count}, {found.size:,} bytes, {held}"
+    title = _sayable(f"{called}: {count}, {found.size:,} bytes, {held}")
     if sys.stdout.isatty() and _print_table(title, rows):
         return
     print(title)
@@ -95,3 +125,13 @@ def _print_table(title: str, rows: list[tuple[str, str, str]]) -> bool:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def _sayable(text: str) -> str:
+    """With escapes for what the stream has no characters for."""
+    return text.encode(_encoding(), "backslashreplace").decode(_encoding())
+
+
+def _encoding() -> str:
+    """Of the stream; of one that is memory, any."""
+    return sys.stdout.encoding or "utf-8"

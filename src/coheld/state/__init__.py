@@ -4,12 +4,16 @@
     declaring   what becomes of a class that has shared fields
     frozen      containers as they are read outside of the lock
     shapes      what a type is: its text, whether its values can be changed
+    surplus     what a value has, and its type has not
     schema      the fields of a class, their encoding, and the way to the state of a resource
     slots       one generation of a state, as its bytes
     store       its files
     stored      the same in one value, for a store on another host
+    undoing     what a value was, for an atomic call that fails
     view        what this process knows of a state: read, commit, grow, undo
     plain       caches and marks of that, where they are not C
+    looking     a state for who does not know its class
+    untyped     a value for who does not know its type
 
 Protocol and states are in _state.h; what is otherwise where there is no C, in slots.CheckedFile.  msgspec is imported
 with the first shared field, and with that all but this module.

@@ -14,6 +14,7 @@ from ..errors import IncompatibleError
 from ..owner import Owner
 from . import store, stored
 from .slots import UNDECODABLE, TornError
+from .untyped import decoded
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _copied(mutex: Any, word: int) -> tuple[list[tuple[str, str, bytes]], int]:
 
 def _decoded(name: str, raw: bytes) -> Any:
     try:
-        return msgspec.msgpack.decode(raw)
+        return decoded(raw)
     except UNDECODABLE as error:
         raise _damaged(name, error) from None
 

@@ -11,9 +11,10 @@ import msgspec
 
 from .. import native
 from ..errors import IncompatibleError, NotLockedError, StateError
-from .frozen import thaw
+from .frozen import Frozen, freeze, thaw
 from .shapes import ASSIGNED, COPIED, MUTABLE, Shape, UnfitError, shape_of
 from .slots import UNDECODABLE
+from .surplus import Search, search_of
 
 MAX_STATE = 64 << 20
 _MISSING: Any = object()
@@ -52,6 +53,7 @@ class Spec:
     """Until its names are known."""
     shape: Shape = field(default_factory=lambda: Shape(""))
     decode: Callable[[Any], Any] = field(default=bytes)
+    surplus: Search | None = None
     initial: bytes | None = None
     constant: Any = None
     """The default, if that is the same object for all."""
@@ -60,9 +62,10 @@ class Spec:
         """Fix the type. Raises: TypeError: if it cannot be shared, or its default is none of it."""
         if self.annotation is None:
             return
-        annotation = self.annotation.resolve()
         try:
-            self.shape = shape_of(msgspec.inspect.type_info(annotation))
+            annotation = self.annotation.resolve()
+            info = msgspec.inspect.type_info(annotation)
+            self.shape, self.surplus = shape_of(info), search_of(info)
             self.decode = msgspec.msgpack.Decoder(annotation).decode
         except UnfitError as error:
             raise TypeError(f"{self.label} cannot be shared: its type has {error}") from None
@@ -72,7 +75,7 @@ class Spec:
         if self.declared.default_factory is None:
             try:
                 self.initial = self.encode(self.declared.default)
-                self.constant = self.decoded(self.initial)
+                self.constant = self.as_read(self.declared.default, self.initial)
             except StateError as error:
                 raise TypeError(f"the default of {self.label} is not what its type says: {error}") from None
 
@@ -94,8 +97,10 @@ class Spec:
         """Raises: StateError: if it has no encoding."""
         try:
             return _encode(value)
-        except OverflowError:
-            raise StateError(f"{self.label}: integers have 64 bits, from -2**63 to 2**64 - 1") from None
+        except OverflowError as error:
+            integer = "ints" in str(error)
+            why = "integers have 64 bits, from -2**63 to 2**64 - 1" if integer else f"{error}, as UTC"
+            raise StateError(f"{self.label}: {why}") from None
         except UNDECODABLE as error:
             raise StateError(f"{self.label}: {error}") from error
 
@@ -106,10 +111,28 @@ class Spec:
         except UNDECODABLE as error:
             raise StateError(f"{self.label} is {self.shape.text}: {error}") from error
 
+    def as_read(self, value: Any, raw: bytes) -> Any:
+        """What becomes of a value that has this encoding.
+
+        Raises: StateError: if a reader would refuse it, or get less than it is.
+        """
+        read = self.decoded(raw)
+        if self.surplus and (more := self.surplus([value])):
+            raise StateError(f"{self.label} is {self.shape.text}, and its value has more, which would be lost: {more}")
+        return read
+
     def checked(self, value: Any) -> Any:
         """The value as it is assigned: one that cannot be changed is what readers will see, a container is looked at
-        when it is committed."""
-        return thaw(value) if self.shape.mutable else self.decoded(self.encode(value))
+        when it is committed, and its owner may change it until then.
+
+        Raises: StateError: if it has no encoding, or as as_read.
+        """
+        if not self.shape.mutable:
+            return self.as_read(value, self.encode(value))
+        try:
+            return thaw(value) if self.shape.freeze is freeze or isinstance(value, Frozen) else value
+        except RecursionError as error:
+            raise StateError(f"{self.label}: {error}") from error
 
     def frozen(self, value: Any) -> Any:
         """The value for readers; value is nobody else's."""
@@ -147,14 +170,22 @@ class Schema:
             setattr(owner, spec.name, native.Field(self, index, spec.name, spec.kinds))
 
     def check(self, owner: type) -> None:
-        """Raises: TypeError: if a descriptor is not there any more, taken away by a decorator of the class."""
-        for name in self.names:
-            found = next((vars(cls)[name] for cls in owner.__mro__ if name in vars(cls)), None)
-            if not isinstance(found, native.Field):
+        """Raises: TypeError: if a descriptor is not there any more, taken away by a decorator of the class, or
+        hidden by what a subclass has under its name."""
+        for spec in self.specs:
+            where = next((cls for cls in owner.__mro__ if spec.name in vars(cls)), None)
+            found = vars(where)[spec.name] if where else None
+            if isinstance(found, native.Field):
+                continue
+            if where in (None, self.owner()):
                 raise TypeError(
-                    f"{owner.__qualname__}.{name} was declared as shared, and is {found!r} now: "
+                    f"{owner.__qualname__}.{spec.name} was declared as shared, and is {found!r} now: "
                     "what decorates the class has replaced it"
                 )
+            raise TypeError(
+                f"{where.__qualname__}.{spec.name} is {found!r}, and replaces the shared field {spec.label}: "
+                "give one of them another name"
+            )
 
     def bind(self, lock: Any) -> Any:
         """The View by which the calling thread gets at this schema's fields, made if there is none; for the owner, it

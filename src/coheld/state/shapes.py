@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 from msgspec import inspect as ms
@@ -26,7 +26,11 @@ _SHORT = {
     ms.BytesType: BYTES,
 }
 _OTHER = (ms.DateTimeType, ms.DateType, ms.TimeType, ms.TimeDeltaType, ms.UUIDType, ms.DecimalType)
-_FREEZERS: dict[type, Callable[[Any], Any]] = {ms.ListType: FrozenList, ms.DictType: FrozenDict, ms.SetType: FrozenSet}
+_FREEZERS: dict[type, Callable[[Any], Any]] = {
+    ms.ListType: FrozenList.of,
+    ms.DictType: FrozenDict.of,
+    ms.SetType: FrozenSet.of,
+}
 _UNFIT: dict[type, str] = {
     ms.AnyType: "Any, or a container that does not say of what",
     ms.CustomType: "a type that MessagePack cannot hold",
@@ -52,7 +56,7 @@ class Shape:
     freeze: Callable[[Any], Any] | None = None
 
 
-def shape_of(info: Any, seen: tuple[type, ...] = ()) -> Shape:
+def shape_of(info: Any, seen: tuple[Any, ...] = ()) -> Shape:
     """The shape of what msgspec.inspect says of a type. Raises: UnfitError: if its values would not come back."""
     kind = type(info)
     if kind in _UNFIT:
@@ -73,7 +77,7 @@ def shape_of(info: Any, seen: tuple[type, ...] = ()) -> Shape:
     return _compound(info, seen)
 
 
-def _compound(info: Any, seen: tuple[type, ...]) -> Shape:
+def _compound(info: Any, seen: tuple[Any, ...]) -> Shape:
     kind = type(info)
     if kind in (ms.ListType, ms.SetType, ms.FrozenSetType, ms.VarTupleType):
         return _joined(info, _named(kind), [shape_of(info.item_type, seen)])
@@ -113,13 +117,14 @@ def _union(arms: list[Shape]) -> Shape:
     )
 
 
-def _record(info: Any, seen: tuple[type, ...]) -> Shape:
+def _record(info: Any, seen: tuple[Any, ...]) -> Shape:
     """A Struct, dataclass, NamedTuple or TypedDict.  The first two are copied for readers: they cannot be made
-    read-only from outside, unless they say that they are."""
-    cls, kind = info.cls, type(info)
-    if cls in seen:
+    read-only from outside, unless they say that they are.  Of a generic one the fields say what it is of."""
+    made, kind = info.cls, type(info)
+    cls = get_origin(made) or made
+    if made in seen:
         return Shape(cls.__name__)
-    fields = [(one, shape_of(one.type, (*seen, cls))) for one in info.fields]
+    fields = [(one, shape_of(one.type, (*seen, made))) for one in info.fields]
     dictionary, tuple_ = kind is ms.TypedDictType, kind is ms.NamedTupleType
     mutable = any(shape.mutable for _, shape in fields) or not (tuple_ or _frozen(cls))
     deep = any(shape.freeze for _, shape in fields)

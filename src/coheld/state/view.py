@@ -7,8 +7,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
-
 from .. import native
 from ..errors import IncompatibleError, StateError
 from . import store, stored
@@ -17,6 +15,7 @@ from .plain import Plain
 from .schema import Schema, Snapshot, Spec
 from .shapes import ASSIGNED, HANDED
 from .slots import CHECKED, MAPPED, SHORT, UNDECODABLE, Entry, MappedFile, StateFile, TornError
+from .undoing import Former
 
 if TYPE_CHECKING:
     from .._native import View as _Half
@@ -203,7 +202,7 @@ class View(_Half):
             spec = self.schema.specs[index]
             raw = spec.encode(value)
             if raw != self._before(index, mark):
-                fresh[index] = spec.decoded(raw) if spec.shape.mutable else value
+                fresh[index] = spec.as_read(value, raw) if spec.shape.mutable else value
                 changed[index] = raw
         return changed, fresh
 
@@ -292,16 +291,16 @@ class View(_Half):
 
     # -- atomic --------------------------------------------------------------------------------------------------------
 
-    def _save(self) -> tuple[int, dict[int, tuple[int, Any, bytes | None]]]:
+    def _save(self) -> tuple[int, dict[int, tuple[int, Any, Former | None]]]:
         """What the owner has touched so far, as it is now, and the commit that it is on top of."""
         specs = self.schema.specs
         return self._begin(), {
-            index: (mark, value, specs[index].encode(value) if specs[index].shape.mutable else None)
+            index: (mark, value, Former(value) if specs[index].shape.mutable else None)
             for index, mark, value in self._marked(False)
         }
 
-    def _undo(self, saved: tuple[int, dict[int, tuple[int, Any, bytes | None]]]) -> None:
-        """Make it so again. Containers are the same objects as before, since the caller may have kept them."""
+    def _undo(self, saved: tuple[int, dict[int, tuple[int, Any, Former | None]]]) -> None:
+        """Make it so again. Whatever the caller may have kept is the same object as before, and as it was."""
         word, fields = saved
         for index, _mark, _value in self._marked(False):
             if index not in fields or word != self._begin():
@@ -309,9 +308,10 @@ class View(_Half):
         if word != self._begin():  # a wait in between has committed what was there
             return
         lock: Any = self.lock()
-        for index, (mark, value, raw) in fields.items():
-            former = value if raw is None else _restored(value, self.schema.specs[index].decode(raw))
-            lock._put(index, former, mark)
+        for index, (mark, value, former) in fields.items():
+            if former is not None:
+                former.restore()
+            lock._put(index, value, mark)
 
     # -- readers -------------------------------------------------------------------------------------------------------
 
@@ -505,26 +505,3 @@ def view_of(lock: Handle, schema: Schema, siblings: list[View]) -> View:
     if not native.missing and isinstance(lock, native.Mutex):
         return (FarNativeView if lock.far else NativeView)(lock, schema, siblings)
     return (FarPlainView if lock.far else PlainView)(lock, schema, siblings)
-
-
-def _restored(value: Any, former: Any) -> Any:
-    """The same object, with its former content, where that can be."""
-    if type(value) is not type(former):
-        return former
-    if isinstance(value, list):
-        value[:] = former
-    elif isinstance(value, dict | set):
-        value.clear()
-        value.update(former)
-    elif names := _names_of(value):
-        for name in names:
-            object.__setattr__(value, name, getattr(former, name))
-    else:
-        return former
-    return value
-
-
-def _names_of(value: Any) -> Sequence[str]:
-    if isinstance(value, msgspec.Struct):
-        return () if value.__struct_config__.frozen else value.__struct_fields__
-    return tuple(getattr(value, "__dataclass_fields__", ()))

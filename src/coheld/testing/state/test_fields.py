@@ -4,8 +4,10 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import sys
+import types
 import uuid
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import attrs
 import msgspec
@@ -13,6 +15,7 @@ import pytest
 
 import coheld
 from coheld import Lockable, shared
+from coheld.state import schema
 from coheld.testing.support import procs
 
 
@@ -35,6 +38,28 @@ class Box(msgspec.Struct):
 class Pair(NamedTuple):
     left: int
     right: list[int]
+
+
+T = TypeVar("T")
+
+
+class Crate(msgspec.Struct, Generic[T]):
+    content: T
+
+
+@dataclasses.dataclass
+class Sack(Generic[T]):
+    content: T
+    inner: "Sack[T] | None" = None
+
+
+class Label(TypedDict, Generic[T]):
+    text: T
+
+
+class Couple(NamedTuple, Generic[T]):
+    one: T
+    other: T
 
 
 VALUES: list[tuple[Any, Any, list[Any]]] = [
@@ -69,6 +94,11 @@ CONTAINERS: list[tuple[Any, Any, list[Any]]] = [
     (list[Point], list, [[Point(1), Point(2)]]),
     (Pair, lambda: Pair(0, []), [Pair(1, [2])]),
     (bytearray, bytearray, [bytearray(b"abc")]),
+    (Crate[int], lambda: Crate(0), [Crate(1)]),
+    (Crate[list[int]], lambda: Crate([]), [Crate([1])]),
+    (Sack[int], lambda: Sack(0), [Sack(1, Sack(2))]),
+    (dict[str, Label[int]], dict, [{"a": {"text": 1}}]),
+    (Couple[int], lambda: Couple(0, 0), [Couple(1, 2)]),
 ]
 
 
@@ -144,6 +174,9 @@ def test_values_that_can(annotation: Any, factory: Any, values: list[Any]) -> No
     through_another(holder, values)
 
 
+EARLY = datetime.datetime(1, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+
+
 @pytest.mark.parametrize(
     ("annotation", "default", "value", "why"),
     [
@@ -159,6 +192,7 @@ def test_values_that_can(annotation: Any, factory: Any, values: list[Any]) -> No
         (Annotated[int, msgspec.Meta(ge=0)], 0, -1, ">= 0"),
         (tuple[int, ...], (), (1, "x"), "Expected `int`"),
         (int, 0, object(), "object cannot be stored"),
+        (datetime.datetime, datetime.datetime(2020, 1, 1), EARLY, "date value out of range, as UTC"),
     ],
 )
 def test_what_an_assignment_refuses(annotation: Any, default: Any, value: Any, why: str) -> None:
@@ -183,6 +217,112 @@ def test_what_a_release_refuses(annotation: Any, factory: Any, bad: Any) -> None
     assert holder.it == factory()  # the last commit stands
     with holder:
         assert holder.it == factory()
+
+
+@dataclasses.dataclass
+class Solid(Point):
+    z: int = 0
+
+
+class Same(Point):
+    """With nothing more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    x: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stain(Spot):
+    color: str
+
+
+class Large(Box):
+    size: int
+
+
+class Entry(TypedDict):
+    n: int
+    points: NotRequired[list[Point]]
+
+
+class Tree(msgspec.Struct):
+    n: int
+    inner: "list[Tree]" = []
+
+
+class Oak(Tree):
+    age: int = 0
+
+
+class Leaf(msgspec.Struct, tag="leaf"):
+    n: int
+
+
+class Flower(Leaf, tag="flower"):
+    color: str
+
+
+@attrs.define
+class Card:
+    n: int
+
+
+@attrs.define
+class Photo(Card):
+    size: int
+
+
+MORE: list[tuple[Any, Any, str]] = [
+    (list[Point], [Point(1), Solid(1)], "z of Solid, where Point is meant"),
+    (dict[str, Point], {"a": Solid(1)}, "z of Solid"),
+    (tuple[int, Point], (1, Solid(1)), "z of Solid"),
+    (Point | None, Solid(1), "z of Solid"),
+    (Spot, Stain(1, "red"), "color of Stain"),
+    (dict[Spot, int], {Stain(1, "red"): 1}, "color of Stain"),
+    (frozenset[Spot], frozenset({Stain(1, "red")}), "color of Stain"),
+    (Box, Box(Solid(1), []), "z of Solid"),
+    (Box, Large(Point(1), [], 5), "size of Large"),
+    (Sack[Point], Sack(Point(1), Sack(Solid(1))), "z of Solid"),
+    (Tree, Tree(1, [Tree(1), Tree(1, [Oak(1)])]), "age of Oak"),
+    (list[Card], [Photo(1, 2)], "size of Photo"),
+    (Entry, {"n": 1, "m": 2}, "m, which Entry has not"),
+    (list[Entry], [{"n": 1, "points": []}, {"n": 1, "points": [Solid(1)]}], "z of Solid"),
+    (list[Entry], [{"n": 1, "points": []}, {"n": 1, "points": [], "m": 1}], "m, which Entry has not"),
+    (list[Couple[Point]], [Couple(Point(1), Solid(1))], "z of Solid"),
+    (dict[str, list[Point] | int], {"a": 1, "b": [Solid(1)]}, "z of Solid"),
+    (Annotated[list[Point], msgspec.Meta(max_length=3)], [Solid(1)], "z of Solid"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "more"), MORE, ids=lambda one: str(one)[:30])
+def test_a_value_with_more_than_its_type_is_refused(annotation: Any, value: Any, more: str) -> None:
+    holder = holder_of(annotation | None, default_factory=lambda: None)()
+    with pytest.raises(coheld.StateError, match=r"Holder\.it is .*, and its value has more") as failure, holder:
+        holder.it = value
+    assert more in str(failure.value)
+    assert holder.it is None and coheld.holder(holder) is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "read"),
+    [
+        (list[Point], [Point(1), Same(2)], [Point(1), Point(2)]),
+        (list[Leaf | Flower], [Leaf(1), Flower(1, "red")], [Leaf(1), Flower(1, "red")]),
+        (list[Entry], [{"n": 1}, {"n": 1, "points": [Point(1)]}], [{"n": 1}, {"n": 1, "points": [Point(1)]}]),
+        (Tree, Tree(1, [Tree(2)]), Tree(1, [Tree(2)])),
+        (dict[str, Point], {"a": {"x": 1}}, {"a": Point(1)}),
+    ],
+    ids=lambda one: str(one)[:30],
+)
+def test_a_value_with_nothing_more_is_not(annotation: Any, value: Any, read: Any) -> None:
+    holder = holder_of(annotation | None, default_factory=lambda: None)()
+    with holder:
+        holder.it = value
+    assert msgspec.to_builtins(holder.it) == msgspec.to_builtins(
+        msgspec.convert(value, annotation, from_attributes=True)
+    )
 
 
 def test_the_other_changes_of_a_refused_release_are_dropped_too() -> None:
@@ -272,6 +412,33 @@ def test_a_type_that_does_not_come_back_is_refused_when_the_class_is_made(annota
         holder_of(annotation, default_factory=list)
 
 
+@pytest.mark.parametrize("annotation", [Final[int], "Final[int]", Annotated[Final[int], 1]], ids=str)
+def test_a_final_field_is_refused(annotation: Any) -> None:
+    with pytest.raises(TypeError, match=r"Holder\.it cannot be shared: .*Final"):
+        with_default(annotation, 0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**63, True, "1", 1.5], ids=repr)
+def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(ValueError if type(limit) is int else TypeError, match=r"Holder.*: max_state is"):
+
+        class Holder(Lockable, max_state=limit):
+            n: int = shared(0)
+
+
+def test_the_least_limit() -> None:
+    class Holder(Lockable, max_state=1):
+        n: int = shared(0)
+
+    holder = Holder()
+    with holder:
+        holder.n = 1
+    assert holder.n == 1
+    with pytest.raises(coheld.StateError, match="may have 1"), holder:
+        holder.n = 1000
+    assert holder.n == 1
+
+
 def test_a_union_that_cannot_be_told_apart_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Holder\.it cannot be shared"):
         holder_of(list[int] | set[int], default_factory=list)
@@ -325,6 +492,141 @@ def test_fields_are_inherited_and_merged() -> None:
     assert (last.a, last.b, last.c) == (10, "twenty", [3, 30])
     base = Base()
     assert (base.a, base.b) == (1, 2)
+
+
+class Counted:
+    """A mixin that is no Lockable, as those below."""
+
+    count: "int" = shared(0)
+    parts: "list[Crate[int]]" = shared(default_factory=list)
+
+
+class Named(Counted):
+    name: str = shared("")
+    count: int = shared(7)
+    fixed: int = shared(0)
+
+
+class Fixed:
+    fixed = 3
+
+
+def tell_count(link: procs.Link, holder: Any) -> None:
+    link.hear()
+    link.say((holder.count, holder.name, holder.parts))
+
+
+def test_fields_of_a_mixin_are_shared_as_if_the_class_had_declared_them() -> None:
+    class Device(Fixed, Named, Lockable):
+        own: int = shared(1)
+
+    device = Device(lock_name="device")
+    assert (device.count, device.name, device.fixed, device.own) == (7, "", 3, 1)
+    with pytest.raises(coheld.NotLockedError, match=r"Named\.count"):
+        device.count = 5
+    with device:
+        device.count, device.name = 8, "x"
+        device.parts.append(Crate(1))
+        device.fixed = 4  # as before: no field
+    with procs.start(tell_count, device) as other:
+        other.tell("go")
+        assert other.hear() == (8, "x", [Crate(1)])
+    assert isinstance(vars(Named)["count"], schema.Shared)
+
+
+def test_a_mixin_without_fields_of_the_class_itself() -> None:
+    class Device(Named, Lockable):
+        pass
+
+    class Special(Device):
+        pass
+
+    class Other(Counted, Lockable):
+        pass
+
+    class Late(Fixed, Other):
+        count: int = shared(9)
+
+    special, other, late = Special(lock_name="device"), Other(), Late()
+    with special:
+        special.count += 1
+    assert Device(lock_name="device").count == 8
+    with other, late:
+        other.count += 1
+        late.count += 1
+        late.parts.append(Crate(3))
+    assert (other.count, late.count, late.parts, late.fixed) == (1, 10, [Crate(3)], 3)
+
+
+def test_a_mixin_beside_a_class_with_fields() -> None:
+    class Device(Lockable):
+        count: str = shared("device's")
+        size: int = shared(2)
+
+    class First(Counted, Device):
+        pass
+
+    class Last(Device, Counted):
+        pass
+
+    first, last = First(), Last()
+    assert (first.count, first.size, first.parts) == (0, 2, [])
+    assert (last.count, last.size, last.parts) == ("device's", 2, [])
+    with first, last:
+        first.parts.append(Crate(1))
+        last.parts.append(Crate(2))
+    assert first.parts == [Crate(1)] and last.parts == [Crate(2)]
+
+
+def test_a_mixin_of_another_module_knows_its_names() -> None:
+    module = types.ModuleType("mixin_of_another")
+    sys.modules[module.__name__] = module
+    try:
+        text = "import msgspec, coheld\nclass Only(msgspec.Struct):\n  n: int\nclass Mixin:\n"
+        exec(text + "  only: 'list[Only]' = coheld.shared(default_factory=list)\n", vars(module))
+
+        class Device(module.Mixin, Lockable):  # type: ignore[name-defined,misc]
+            pass
+
+        device = Device()
+        with device:
+            device.only.append(module.Only(1))
+        assert device.only == [module.Only(1)]
+    finally:
+        del sys.modules[module.__name__]
+
+
+def test_a_dataclass_that_has_a_mixin() -> None:
+    @dataclasses.dataclass
+    class Device(Named, Lockable):
+        label: str
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+    device = Device("a")
+    with device:
+        device.count += 1
+    assert device.count == 8 and [one.name for one in dataclasses.fields(device)] == ["label"]
+
+
+@pytest.mark.parametrize(
+    "decorate", [dataclasses.dataclass, dataclasses.dataclass(slots=True), attrs.define], ids=["", "slots", "attrs"]
+)
+def test_a_mixin_whose_field_is_an_argument_is_refused(decorate: Any) -> None:
+    class Mixin:
+        n: int = shared(0)
+
+    with pytest.raises(TypeError, match=r"Mixin\.n cannot be shared"):
+        type(Lockable)("Device", (decorate(Mixin), Lockable), {})
+
+
+def test_a_mixin_whose_field_is_wrong_is_refused() -> None:
+    class Mixin:
+        n = shared(0)
+
+    with pytest.raises(TypeError, match=r"Mixin\.n is shared, and needs an annotation"):
+        type(Lockable)("Device", (Mixin, Lockable), {})
 
 
 def test_a_dataclass_leaves_the_fields_alone() -> None:
@@ -404,6 +706,17 @@ def test_a_descriptor_that_was_taken_away_is_missed() -> None:
 
     with pytest.raises(TypeError, match=r"Device\.n was declared as shared, and is 5 now"):
         Device()
+
+
+def test_what_a_subclass_puts_in_place_of_a_field_is_named() -> None:
+    class Device(Lockable):
+        n: int = shared(0)
+
+    class Special(Device):
+        n = 5
+
+    with pytest.raises(TypeError, match=r"Special\.n is 5, and replaces the shared field .*Device\.n"):
+        Special()
 
 
 def test_names_that_are_known_late() -> None:

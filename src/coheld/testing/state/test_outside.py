@@ -1,6 +1,7 @@
 """Outside of the lock: the last commit, without waiting, read-only."""
 
 import copy
+import dataclasses
 import gc
 import json
 import operator
@@ -8,12 +9,12 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import coheld
-from coheld import Lockable, NotLockedError
+from coheld import Lockable, NotLockedError, shared
 from coheld.backends.away import PASS_BITS
 from coheld.state import store
 from coheld.state.looking import look
@@ -21,6 +22,27 @@ from coheld.state.view import View
 from coheld.testing.contract import observe
 from coheld.testing.state.things import Shelf
 from coheld.testing.support import delays, procs, states
+
+
+class Pair(NamedTuple):
+    left: int
+    right: list[int]
+
+
+@dataclasses.dataclass
+class Part:
+    x: int
+    tags: list[int]
+
+
+class Nested(Lockable):
+    """Containers in what is none that can be changed."""
+
+    pairs: dict[str, tuple[int, list[int], Pair]] = shared(default_factory=dict)
+    places: list[Part] = shared(default_factory=list)
+    rows: list[list[int]] = shared(default_factory=list)
+    table: dict[str, list[list[int]]] = shared(default_factory=dict)
+
 
 CHANGES: list[Callable[[Shelf], Any]] = [
     lambda s: s.items.append("x"),
@@ -39,6 +61,10 @@ CHANGES: list[Callable[[Shelf], Any]] = [
     lambda s: setattr(s, "items", []),
     lambda s: operator.iadd(coheld.snapshot(s).items, [1]),
     lambda s: setattr(coheld.snapshot(s), "count", 1),
+    lambda s: s.items.__init__(["x"]),  # type: ignore[misc]
+    lambda s: s.items.__init__(),  # type: ignore[misc]
+    lambda s: s.index.__init__(x=[1]),  # type: ignore[misc]
+    lambda s: s.marks.__init__({"x"}),  # type: ignore[misc]
 ]
 
 
@@ -98,6 +124,49 @@ def test_what_is_read_behaves_as_the_plain_value() -> None:
     assert shelf.items == ["a", "b", "c"] and frozen == ["a", "b"]
 
 
+def test_a_deep_copy_has_nothing_in_common_with_what_was_read() -> None:
+    nested = Nested()
+    with nested:
+        nested.pairs["a"] = (1, [2], Pair(3, [4]))
+        nested.places = [Part(5, [6])]
+    copied = copy.deepcopy(nested.pairs)
+    copied["a"][1].append(1)
+    copied["a"][2].right.append(1)
+    assert copied == {"a": (1, [2, 1], Pair(3, [4, 1]))} and nested.pairs == {"a": (1, [2], Pair(3, [4]))}
+    places = nested.places
+    of_places, again = copy.deepcopy([places, places])
+    assert of_places is again and type(of_places) is list
+    of_places[0].tags.append(1)
+    assert places == [Part(5, [6])]
+
+
+def test_what_was_read_outside_can_be_changed_where_it_was_assigned_inside() -> None:
+    nested = Nested()
+    with nested:
+        nested.pairs["a"] = (1, [2], Pair(3, [4]))
+        nested.rows = [[1], [2]]
+    read, rows = nested.pairs, list(nested.rows)
+    with nested:
+        nested.pairs = read
+        nested.pairs["a"][1].append(20)
+        nested.pairs["a"][2].right.append(40)
+        nested.rows = rows
+        nested.rows[0].append(10)
+        rows.append([3])  # it is the shared one, until the lock is given back
+        nested.table = {"x": nested.rows, "y": [read["a"][1]]}
+        nested.table["y"][0].append(7)
+    assert nested.pairs == {"a": (1, [2, 20], Pair(3, [4, 40]))} and read == {"a": (1, [2], Pair(3, [4]))}
+    assert nested.rows == [[1, 10], [2], [3]] and nested.table == {"x": [[1, 10], [2], [3]], "y": [[2, 7]]}
+
+
+def test_a_container_that_is_in_itself_is_refused() -> None:
+    nested, endless = Nested(), []  # type: ignore[var-annotated]
+    endless.append(endless)
+    with nested, pytest.raises(coheld.StateError, match=r"Nested\.rows"):
+        nested.rows = endless
+    assert nested.rows == []
+
+
 def test_one_value_as_long_as_nothing_changes_it() -> None:
     shelf = filled()
     items = shelf.items
@@ -145,8 +214,6 @@ def test_what_a_killed_holder_had_not_committed_is_gone() -> None:
 
 class Balance(Lockable):
     """Two fields that always agree, and one that makes commits long."""
-
-    from coheld import shared
 
     left: int = shared(0)
     right: int = shared(0)
