@@ -201,9 +201,15 @@ def _make_private(directory: str) -> None:
         os.chmod(directory, 0o700)  # the umask may have taken more away
 
 
+_meant: dict[str, str] = {}
+"""By each value of COHELD_DIR that this process has had: that directory.  A relative one is settled at its first use: the
+names of a process are not to become other locks when it changes its working directory.  A child of a fork goes on
+with it."""
+
+
 def _named_directory() -> str | None:
     named = os.environ.get("COHELD_DIR")
-    return os.path.abspath(named) if named else None
+    return (_meant.get(named) or _meant.setdefault(named, os.path.abspath(named))) if named else None
 
 
 def _default_name() -> str:

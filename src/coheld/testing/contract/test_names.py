@@ -278,6 +278,29 @@ def test_a_pickled_name_is_loaded_where_it_was_made(
     assert (other.__lock__ is obj.__lock__) is not CAPABILITIES.files
 
 
+def go_elsewhere(link: procs.Link, directory: str) -> None:
+    os.chdir(directory)
+    os.environ["COHELD_DIR"] = "locks"
+    first = Lockable(lock_name="x")
+    with first:
+        os.makedirs("locks/elsewhere", exist_ok=True)
+        os.chdir("locks/elsewhere")
+        link.say(Lockable(lock_name="x").__lock__ is first.__lock__)
+        with procs.start(name_is_held) as child:  # by a fork
+            link.say(child.result())
+
+
+def name_is_held(_: procs.Link) -> bool:
+    return not Lockable(lock_name="x").acquire(blocking=False)
+
+
+def test_a_relative_directory_stays_the_same_one_when_the_process_goes_elsewhere(tmp_path: Path) -> None:
+    with procs.start(go_elsewhere, str(tmp_path)) as process:
+        assert process.hear(), "the name has become another lock"
+        assert process.hear(), "the name is another lock in a child"
+        process.end()
+
+
 def check_another_directory(link: procs.Link, data: bytes, directory: str) -> int:
     os.environ["COHELD_DIR"] = directory
     loaded = pickle.loads(data)
