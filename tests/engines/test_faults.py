@@ -169,13 +169,6 @@ def test_a_lease_is_renewed_for_as_long_as_it_is_held(server: servers.Server, st
     assert other.do("value") == 7 and holder.do("heard") == holder.do("log") == []
 
 
-def test_what_is_kept_for_who_does_not_want_it_goes_to_others(server: servers.Server, start: Start) -> None:
-    holder, other = start(server.url(), lease=60), start(server.url(), lease=60)
-    holder.do("acquire")
-    holder.do("release while news come")
-    assert other.do("acquire", delays.LONG)
-
-
 def test_a_lease_that_cannot_be_renewed_is_told_of_and_lost(server: servers.Server, proxy: Proxy, start: Start) -> None:
     holder = start(through(server, proxy))
     holder.do("acquire")

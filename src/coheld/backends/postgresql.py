@@ -399,8 +399,7 @@ class _Listener(Listener):
                     self._hears(name)
                 for channel, name in session.news():
                     self._heard(channel, name)
-                if self._late:
-                    self._ring(set())
+                self._ring_late()
                 self._sleep(session)
         finally:
             server.present = False

@@ -286,8 +286,7 @@ class _Listener(Listener):
                 message = channels.get_message(timeout=self._patience())
                 if message is not None:
                     self._heard(message, subscribed[message["channel"].decode()])
-                if self._late:
-                    self._ring(set())
+                self._ring_late()
         finally:
             channels.close()
 

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -28,7 +28,9 @@ PATIENCE = 5.0
 connection dead can still try another."""
 HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
-_RING_AGAIN = 0.005
+_RING_AGAIN, _RING_SELDOM = 0.005, 0.2
+"""After how long who could not be rung is rung again, the first time and at most, seconds.  Who has its local lock
+wakes those who wait there, as a rule, when it gives that back."""
 _REACHED_AGAIN = 0.2
 
 
@@ -169,7 +171,7 @@ class Listener(threading.Thread, ABC):
         self._server = server
         self._wanted = {"": threading.Event()}
         self._guard = threading.Lock()
-        self._late: set[str] = set()
+        self._late: dict[str, tuple[float, float]] = {}  # when to ring again, by time.monotonic(), and after how long
         self._was_lost = self._ended = False
 
     @abstractmethod
@@ -224,12 +226,26 @@ class Listener(threading.Thread, ABC):
 
     def _patience(self) -> float:
         """For how long silence is nothing to look at, seconds."""
-        return _RING_AGAIN if self._late else HEALTHY
+        if not self._late:
+            return HEALTHY
+        return max(0.0, min(at for at, _ in self._late.values()) - time.monotonic())
 
-    def _ring(self, names: set[str]) -> None:
-        """Those, and who could not be rung the last time."""
-        names = names | self._late
-        self._late = {name for name in names for bell in self._server.bells(name) if not bell.ring()}
+    def _ring(self, names: Iterable[str]) -> None:
+        """Those; who cannot be rung now is late."""
+        for name in names:
+            rung = [bell.ring() for bell in self._server.bells(name)]
+            if all(rung):
+                self._late.pop(name, None)
+            else:
+                _, after = self._late.get(name, (0.0, _RING_AGAIN / 2))
+                after = min(2 * after, _RING_SELDOM)
+                self._late[name] = time.monotonic() + after, after
+
+    def _ring_late(self) -> None:
+        """Those whose time has come again."""
+        if self._late:
+            now = time.monotonic()
+            self._ring([name for name, (at, _) in self._late.items() if at <= now])
 
     def _lost(self, error: Exception) -> None:
         """The connection is gone, and with it what was said meanwhile: all look again."""
@@ -238,7 +254,7 @@ class Listener(threading.Thread, ABC):
         for ready in list(self._wanted.values()):
             ready.clear()
         self._server.wake("")
-        self._late = {name for name in self._wanted if name}
+        self._late = {name: (0.0, _RING_AGAIN / 2) for name in self._wanted if name}
         self._was_lost = True
         if not had_begun:
             time.sleep(_REACHED_AGAIN)
