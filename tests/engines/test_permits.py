@@ -246,6 +246,30 @@ def test_each_process_is_looked_at_once_however_many_of_its_tasks_wait(
         end_threads()
 
 
+ENDS = """
+import os, sys
+import coheld
+from coheld import roll
+
+class Late:
+    def __init__(self):
+        self.call, self.permits = roll._process.janitor.call, semaphore._permits
+        self.write, self.is_finalizing = os.write, sys.is_finalizing
+
+    def __del__(self):
+        self.write(1, b"at the end " if self.is_finalizing() else b"too soon ")
+        self.call(self.permits)
+        self.write(1, b"it goes on")
+
+semaphore = coheld.Semaphore(2, "slots", sys.argv[1])
+late = Late()
+"""
+
+
+def test_what_the_collector_finds_while_the_interpreter_ends_does_not_keep_it(valkey: servers.Valkey) -> None:
+    assert procs.run(ENDS, valkey.url()) == "at the end it goes on"
+
+
 # ---- hosts that die, or stand still --------------------------------------------------------------------------
 
 
