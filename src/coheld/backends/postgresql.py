@@ -381,6 +381,9 @@ class _Listener(Listener):
         with suppress(OSError):  # it is stirred already, or ends
             self._mouth.send(b"-")
 
+    def _cut(self) -> None:
+        self.stir()
+
     def end(self) -> None:
         super().end()
         self._ear.close()
@@ -392,7 +395,7 @@ class _Listener(Listener):
             server.ask(session, "arrive", server.key)
             server.present = True
             renewing.renew_soon(server)
-            while not self._ended:
+            while self._goes_on():
                 for name in self._missing():
                     if name:
                         server.ask(session, "hear", name)

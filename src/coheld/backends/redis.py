@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import select
+import socket
 import sys
 from collections import deque
 from contextlib import suppress
@@ -205,7 +206,11 @@ class RedisServer(Server):
         try:
             connection.send_packed_command([_packed(command)], check_health=False)
             answer = connection.read_response()
-        except self._errors.ResponseError:
+        except self._errors.ResponseError as error:
+            if _follows(error, self._errors):
+                connection.disconnect()
+                self._connect_anew()  # the one that is in its place now may be had at the same address
+                raise Broken(plain(error)) from None
             self._idle.append(connection)
             raise
         except BaseException:
@@ -254,6 +259,11 @@ def _name(key: bytes) -> str:
     return unquote(key.decode().removeprefix("coheld:{").removesuffix("}"))
 
 
+def _follows(error: Exception, errors: Any) -> bool:
+    """Is it of a server that follows another now?  A script may have it as text."""
+    return isinstance(error, errors.ReadOnlyError | errors.MasterDownError) or "READONLY" in str(error)
+
+
 def _is_silent(connection: Any) -> bool:
     """Nothing is to be read: no end, and nothing that nobody has asked for."""
     if sys.platform == "win32":
@@ -267,6 +277,13 @@ class _Listener(Listener):
     """A client that is subscribed; it is stirred by what is said at this process's own channel."""
 
     _server: RedisServer
+    _channels: Any = None
+
+    def _cut(self) -> None:
+        with suppress(AttributeError, OSError):  # there is none now
+            socket.socket.shutdown(
+                self._channels.connection._sock, socket.SHUT_RDWR
+            )  # below TLS, which is its thread's
 
     def stir(self) -> None:
         self._server.call((b"PUBLISH", self._channel(""), b""), "")
@@ -275,10 +292,10 @@ class _Listener(Listener):
         return f"coheld:news:{_key(name).decode()}" if name else f"coheld:wake:{self._server.id}"
 
     def _hear(self) -> None:
-        channels = self._server.client.pubsub()
+        self._channels = channels = self._server.client.pubsub()
         subscribed: dict[str, str] = {}
         try:
-            while not self._ended:
+            while self._goes_on():
                 missing = {self._channel(name): name for name in self._missing()}
                 if missing.keys() - subscribed.keys():
                     channels.subscribe(*missing.keys() - subscribed.keys())

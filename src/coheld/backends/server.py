@@ -132,6 +132,12 @@ class Server(Store):
                 resource=name or self.where,
             ) from None
 
+    def _connect_anew(self) -> None:
+        """What is connected now is not used any more, by who hears, either."""
+        self._forget_idle()
+        if (listener := self._listener) is not None:
+            listener.begin_anew()
+
     def _refuse(self, why: str, name: str) -> NoReturn:
         raise BackendError(f"{self.where} refuses: {why}; trying again does not help by itself", resource=name)
 
@@ -172,7 +178,7 @@ class Listener(threading.Thread, ABC):
         self._wanted = {"": threading.Event()}
         self._guard = threading.Lock()
         self._late: dict[str, tuple[float, float]] = {}  # when to ring again, by time.monotonic(), and after how long
-        self._was_lost = self._ended = False
+        self._was_lost = self._ended = self._anew = False
 
     @abstractmethod
     def stir(self) -> None:
@@ -180,8 +186,21 @@ class Listener(threading.Thread, ABC):
 
     @abstractmethod
     def _hear(self) -> None:
-        """On a connection of its own: _begin_hearing() again and again, what is said to _server.wake() and _ring(),
-        until it breaks or `_ended`. Raises: whatever it was that broke it."""
+        """On a connection of its own: _missing() again and again, what is said to _server.wake() and _ring(), until it
+        breaks, or not _goes_on(). Raises: whatever it was that broke it."""
+
+    @abstractmethod
+    def _cut(self) -> None:
+        """By another thread: who hears finds that its connection is closed, if it has one."""
+
+    def begin_anew(self) -> None:
+        """By another thread: it hears by a new connection from now on, as if the one that it has were lost.  One that
+        it makes meanwhile it leaves as well, as it looks at `_anew` once it has that."""
+        self._anew = True
+        self._cut()
+
+    def _goes_on(self) -> bool:
+        return not (self._ended or self._anew)
 
     def end(self) -> None:
         """Blocks until it has."""
@@ -206,10 +225,14 @@ class Listener(threading.Thread, ABC):
 
     def run(self) -> None:
         while not self._ended:
+            self._anew = False
             try:
                 self._hear()
             except Exception as error:  # whatever it was, those who wait depend on this thread
-                self._lost(error)
+                self._lost(None if self._anew else error)
+            else:
+                if not self._ended:
+                    self._lost(None)
 
     def _missing(self) -> list[str]:
         """What is wanted and not heard yet."""
@@ -247,9 +270,10 @@ class Listener(threading.Thread, ABC):
             now = time.monotonic()
             self._ring([name for name, (at, _) in self._late.items() if at <= now])
 
-    def _lost(self, error: Exception) -> None:
-        """The connection is gone, and with it what was said meanwhile: all look again."""
-        logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
+    def _lost(self, error: Exception | None) -> None:
+        """The connection is gone, and with it what was said meanwhile: all look again.  None: it was left."""
+        if error is not None:
+            logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
         had_begun = self._wanted[""].is_set()
         for ready in list(self._wanted.values()):
             ready.clear()
