@@ -68,6 +68,10 @@ class Place:
             raise ValueError(f"{', '.join(_SETTLED)} cannot be options of the URL; {_WRONG}")
         begin, end = f"{parts.scheme}://{login}{'@' * bool(login)}", f"/{_database(parts.path)}"
         self.url = f"{begin}{','.join(places)}{end}{_query(options)}"
+        user, colon, password = login.partition(":")
+        self.user = options.get("user") or unquote(user) or None
+        self.password = options.get("password", unquote(password) if colon else None)
+        self.options = options
         self.conninfo, *self.conninfos = (
             f"{begin}{place}{end}{_query(_DEFAULTS | options)}" for place in (",".join(places), *places)
         )
@@ -190,7 +194,7 @@ class PostgresqlServer(Server):
 
     def connects_by(self, place: Place) -> None:
         self._conninfos = place.conninfos
-        self._forget_idle()
+        self._forget_idle()  # who hears has its session still: its end would be taken for that of this process
 
     def close(self) -> None:
         super().close()

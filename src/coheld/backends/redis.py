@@ -62,6 +62,10 @@ class Place:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.where = f"{parts.scheme}://{host}:{port}/{database}"
         self.url = urlunsplit(parts._replace(path=f"/{database}", query=urlencode(options)))
+        login = options.get("username") or unquote(parts.username or ""), options.get("password", parts.password)
+        self.password = login[1] and unquote(login[1])
+        self.user = login[0] or ("default" if self.password is not None else None)
+        self.options = options
 
     def check(self) -> None:
         self.client()
@@ -156,8 +160,8 @@ class RedisServer(Server):
     # -- how -----------------------------------------------------------------------------------------------------------
 
     def connects_by(self, place: Place) -> None:
-        former, self.client = self.client, place.client(self.patience)
-        former.close()
+        self.client = place.client(self.patience)  # who hears has the former until it leaves that
+        self._connect_anew()
 
     def close(self) -> None:
         super().close()
@@ -280,10 +284,10 @@ class _Listener(Listener):
     _channels: Any = None
 
     def _cut(self) -> None:
-        with suppress(AttributeError, OSError):  # there is none now
-            socket.socket.shutdown(
-                self._channels.connection._sock, socket.SHUT_RDWR
-            )  # below TLS, which is its thread's
+        sock = getattr(getattr(self._channels, "connection", None), "_sock", None)
+        if sock is not None:
+            with suppress(OSError):  # it is closed meanwhile
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which is another thread's
 
     def stir(self) -> None:
         self._server.call((b"PUBLISH", self._channel(""), b""), "")
@@ -292,7 +296,8 @@ class _Listener(Listener):
         return f"coheld:news:{_key(name).decode()}" if name else f"coheld:wake:{self._server.id}"
 
     def _hear(self) -> None:
-        self._channels = channels = self._server.client.pubsub()
+        client = self._server.client  # which would close its connections if nobody had it any more
+        self._channels = channels = client.pubsub()
         subscribed: dict[str, str] = {}
         try:
             while self._goes_on():

@@ -47,6 +47,8 @@ class Server(Store):
 
     def __init__(self, where: str, patience: float) -> None:
         self.where, self.patience = where, patience
+        self.answered = False
+        """Has it ever?"""
         self.id = os.urandom(9).hex()
         self._guard = threading.Lock()
         # A name that was removed may have more than one lock here, for a moment: who has the old file, and the new one.
@@ -119,18 +121,19 @@ class Server(Store):
         asked again, it does not know any more whether it did it the first time: nobody says "lost" then."""
         try:
             try:
-                return ask()
+                answer = ask()
             except Broken:
                 self._forget_idle()
                 if (answer := ask()) is None:
                     raise Broken("an answer was lost; what was changed may be committed") from None
-                return answer
         except Unreachable as error:
             self._forget_idle()  # as silent as that one, perhaps
             raise BackendError(
                 f"{self.where} cannot be reached, or does not answer: {error}; trying again may work",
                 resource=name or self.where,
             ) from None
+        self.answered = True
+        return answer
 
     def _connect_anew(self) -> None:
         """What is connected now is not used any more, by who hears, either."""
