@@ -131,6 +131,7 @@ def host(link: procs.Link, directory: Path, url: str) -> None:
     """Does what it is told with the counter there, and says what came of it."""
     os.environ["COHELD_DIR"] = str(directory)
     logging.getLogger("coheld").addHandler(Told())
+    logging.getLogger("coheld").setLevel(logging.INFO)
     counter = Counter(lock_name="counter", lock_backend=url)
     coheld.when_lost(counter, lambda error: HEARD.append(type(error).__name__))
     link.say("ready")

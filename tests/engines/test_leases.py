@@ -14,6 +14,7 @@ import coheld
 from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio, native
 from coheld.backends import engine, renewing, server
 from coheld.backends.redis import Place, RedisServer
+from coheld.backends.store import Alarm
 from coheld.testing.support import delays, states
 from engines import servers
 
@@ -243,3 +244,34 @@ def test_who_cannot_be_rung_is_rung_again_soon_and_then_seldom(
     assert busy.rung[1] < 1000.01 and len(busy.rung) < 80 and busy.rung[-1] < 1010.3
     assert listener._patience() == server.HEALTHY
     store.close()
+
+
+class Unreached(Deaf):
+    """By it the server is not reached."""
+
+    tries = 0
+
+    def _hear(self) -> None:
+        self.tries += 1
+        raise OSError("away")
+
+
+def test_a_server_that_is_away_is_tried_only_while_somebody_wants_to_hear(
+    valkey: servers.Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, alarm = RedisServer(Place(valkey.url())), Alarm()
+    listener = Unreached(store)
+    listener.start()
+    try:
+        states.wait_until(lambda: listener.idles, "nobody wants it")
+        assert listener.tries == 1 and not caplog.text
+        store._alarms["bed"] = weakref.WeakSet([alarm])
+        listener.resume()
+        states.wait_until(lambda: listener.tries > 3, "it tries")
+        assert caplog.text.count("not heard") == 1
+        del alarm
+        states.wait_until(lambda: listener.idles, "nobody wants it any more")
+    finally:
+        listener.end()
+        store.close()
+    assert not listener.is_alive()

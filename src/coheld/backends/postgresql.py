@@ -141,6 +141,8 @@ class PostgresqlServer(Server):
     def try_acquire(self, name: str, ask: Ask) -> Granted | Refused:
         if not self._arrived:
             self._arrive(name)
+        elif not self.present and (listener := self._listener) is not None and listener.idles:
+            listener.resume()
         known = ask.known.incarnation, ask.known.version
         row = self._do(
             *("acquire", name, ask.nonce, micro(ask.lease), ask.who, *known),
@@ -387,6 +389,9 @@ class _Listener(Listener):
 
     def _cut(self) -> None:
         self.stir()
+
+    def _is_needed(self) -> bool:
+        return super()._is_needed() or renewing.holds(self._server)
 
     def end(self) -> None:
         super().end()

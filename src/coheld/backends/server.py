@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from ..errors import BackendError, IncompatibleError
 from ..process import start
+from ..waiting import FOREVER
 from .store import Alarm, Bell, Found, Known, Store
 
 EPOCH = 1_704_067_200_000_000
@@ -31,7 +32,8 @@ HEALTHY = 10
 _RING_AGAIN, _RING_SELDOM = 0.005, 0.2
 """After how long who could not be rung is rung again, the first time and at most, seconds.  Who has its local lock
 wakes those who wait there, as a rule, when it gives that back."""
-_REACHED_AGAIN = 0.2
+_REACHED_AGAIN, _REACHED_SELDOM = 0.2, 3.2
+"""Between two tries of who hears to reach a server that is away, the first time and at most, seconds."""
 
 
 class Unreachable(Exception):
@@ -49,6 +51,7 @@ class Server(Store):
         self.where, self.patience = where, patience
         self.answered = False
         """Has it ever?"""
+        self._silent = False  # the last time
         self.id = os.urandom(9).hex()
         self._guard = threading.Lock()
         # A name that was removed may have more than one lock here, for a moment: who has the old file, and the new one.
@@ -102,6 +105,11 @@ class Server(Store):
         with self._guard:
             return [bell for key, those in self._bells.items() if not name or key == name for bell in those]
 
+    def is_listened_to(self) -> bool:
+        """Does anybody here want to hear of anything still?"""
+        with self._guard:
+            return any(map(len, self._alarms.values())) or any(map(len, self._bells.values()))
+
     def _queue_anew(self, name: str) -> None:
         """The place of this process among those who wait is gone; another of its locks of that name may want it."""
         if len(self._alarms.get(name, ())) > 1:
@@ -128,11 +136,16 @@ class Server(Store):
                     raise Broken("an answer was lost; what was changed may be committed") from None
         except Unreachable as error:
             self._forget_idle()  # as silent as that one, perhaps
+            self._silent = True
             raise BackendError(
                 f"{self.where} cannot be reached, or does not answer: {error}; trying again may work",
                 resource=name or self.where,
             ) from None
         self.answered = True
+        if self._silent:
+            self._silent = False
+            if (listener := self._listener) is not None:
+                listener.resume()
         return answer
 
     def _connect_anew(self) -> None:
@@ -182,6 +195,10 @@ class Listener(threading.Thread, ABC):
         self._guard = threading.Lock()
         self._late: dict[str, tuple[float, float]] = {}  # when to ring again, by time.monotonic(), and after how long
         self._was_lost = self._ended = self._anew = False
+        self._told = False  # of an error, since it heard the last time
+        self._pause, self._delay = Alarm(), _REACHED_AGAIN
+        self.idles = False
+        """Does it wait until somebody needs it?"""
 
     @abstractmethod
     def stir(self) -> None:
@@ -208,6 +225,7 @@ class Listener(threading.Thread, ABC):
     def end(self) -> None:
         """Blocks until it has."""
         self._ended = True
+        self.resume()  # which ends also a wait that begins after this
         with suppress(BackendError):
             self.stir()
         self.join(self._server.patience)
@@ -219,12 +237,18 @@ class Listener(threading.Thread, ABC):
             ready = self._wanted.setdefault(name, threading.Event())
         if ready.is_set():
             return
+        self.resume()
         self.stir()
         if not ready.wait(self._server.patience):
             raise BackendError(
                 f"{self._server.where} cannot be reached, or does not answer; trying again may work",
                 resource=self._server.where,
             )
+
+    def resume(self) -> None:
+        """By another thread: somebody needs it, or the server is there again; it tries now, if it waits with that."""
+        self._delay = _REACHED_AGAIN
+        self._pause.set()
 
     def run(self) -> None:
         while not self._ended:
@@ -246,9 +270,14 @@ class Listener(threading.Thread, ABC):
         """From now on.  What was said to this process since the connection was lost, nobody has heard: who waits looks
         again, for the second time; at the first it had its place, and nobody to tell it."""
         self._wanted[name].set()
-        if not name and self._was_lost:
-            self._was_lost = False
-            self._server.wake("")
+        if not name:
+            self._delay = _REACHED_AGAIN
+            if self._told:
+                self._told = False
+                logging.getLogger("coheld").info("%s: its news is heard again", self._server.where)
+            if self._was_lost:
+                self._was_lost = False
+                self._server.wake("")
 
     def _patience(self) -> float:
         """For how long silence is nothing to look at, seconds."""
@@ -275,13 +304,28 @@ class Listener(threading.Thread, ABC):
 
     def _lost(self, error: Exception | None) -> None:
         """The connection is gone, and with it what was said meanwhile: all look again.  None: it was left."""
-        if error is not None:
+        if error is not None and not self._told and self._is_needed():
+            self._told = True
             logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
         had_begun = self._wanted[""].is_set()
         for ready in list(self._wanted.values()):
             ready.clear()
-        self._server.wake("")
+        if had_begun:
+            self._server.wake("")
         self._late = {name: (0.0, _RING_AGAIN / 2) for name in self._wanted if name}
         self._was_lost = True
-        if not had_begun:
-            time.sleep(_REACHED_AGAIN)
+        self._rest(at_once=had_begun)
+
+    def _rest(self, at_once: bool) -> None:
+        """Before the next try.  The server may be away for long; and where nobody wants to hear, nothing is tried.
+        Whoever needs it has said so before it looks for an answer, and that ends this wait, or the next."""
+        if not self._is_needed():
+            self.idles = True
+            self._pause.wait(FOREVER)
+            self.idles = False
+        elif not at_once:
+            delay, self._delay = self._delay, min(2 * self._delay, _REACHED_SELDOM)
+            self._pause.wait(delay)
+
+    def _is_needed(self) -> bool:
+        return self._ended or self._server.is_listened_to()
