@@ -119,14 +119,18 @@ class Ledger(Lockable):
         lost.note_waits()
         gone = set(lost.numbers)
         peers = peers_of(self)
-        alive = {(one.pid, one.start, one.client): lives(one, peers) for one in self._all()}
+        alive: dict[tuple[int, int, Client | None], bool] = {}
+        for one in self._all():
+            if (who := (one.pid, one.start, one.client)) not in alive:  # each is looked at once: most have many
+                alive[who] = lives(one, peers)
         self.keep(lambda one: alive[one.pid, one.start, one.client] and one.number not in gone)
 
     def _all(self) -> list[Held | Request]:
         return [*self.leases.values(), *self.queue]
 
     def _clients(self) -> list[Client]:
-        return [one.client for one in self._all() if one.client is not None]
+        """Each once."""
+        return list(dict.fromkeys(one.client for one in self._all() if one.client is not None))
 
     def keep(self, stays: Callable[[Held | Request], bool]) -> None:
         """By the owner: the others go."""

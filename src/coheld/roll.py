@@ -31,7 +31,9 @@ its own host live, in bounded sleeps, and asks the store of sessions when their 
 
 from __future__ import annotations
 
+import _thread
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -46,7 +48,7 @@ from .backends import sessions, tasking
 from .backends.sessions import Client, Session, Sessions
 from .errors import BackendError, CoheldError, DeadlockError, LeaseLostError, NotLockedError
 from .lockable import Lockable
-from .process import at_fork
+from .process import at_fork, start
 from .state import shared, snapshot
 from .waiting import FOREVER, left
 
@@ -568,20 +570,28 @@ class _Janitor:
         self.runs = False
 
     def call(self, permits: FarPermits) -> None:
-        """Never blocks."""
+        """Never blocks: whoever calls may be collecting garbage, also where the interpreter ends, whose other threads
+        stand still by then: what the process has ends with it."""
+        if sys.is_finalizing():
+            return
         with self.guard:
             self.todo[id(permits.has)] = permits
             if self.runs:
                 return
             self.runs = True
-        thread = threading.Thread(target=self._run, name="coheld permits", daemon=True)
         try:
-            thread.start()
+            _thread.start_new_thread(self._start, ())  # threading's own start waits, for locks and for the thread
         except RuntimeError:  # no room for it: the next one tries, and every change of the roll makes it right
             self.runs = False
         except BaseException:  # of a signal's handler; two of them do no harm
-            self.runs = thread.ident is not None
+            self.runs = False
             raise
+
+    def _start(self) -> None:
+        try:
+            start(threading.Thread(target=self._run, name="coheld permits", daemon=True))
+        except RuntimeError:  # as above
+            self.runs = False
 
     def _run(self) -> None:
         while True:

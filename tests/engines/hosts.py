@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,6 @@ from typing import Any
 
 import coheld
 from coheld import Lockable, native, shared
-from coheld.backends import remote
 from coheld.testing.support import delays, procs, states
 from engines import servers
 from engines.proxy import Proxy
@@ -93,16 +91,6 @@ def looks_of_semaphore(semaphore: coheld.Semaphore) -> list[str]:
     return [repr(semaphore), str(pickle.dumps(semaphore)), str(vars(semaphore))]
 
 
-def release_while_news_come(counter: Counter) -> None:
-    """Who brings them waits for the local lock, and wants no grant."""
-    remote._RETRY = delays.LONG
-    thread = threading.Thread(target=native.lock_of(counter)._stir)
-    thread.start()
-    states.wait_until_blocked(os.getpid(), thread.native_id)
-    counter.release()
-    thread.join()
-
-
 LOG: list[str] = []
 HEARD: list[str] = []
 ACTS: dict[str, Callable[..., Any]] = {
@@ -112,7 +100,6 @@ ACTS: dict[str, Callable[..., Any]] = {
     "put": Counter.put,
     "acquire": lambda counter, timeout=None: counter.acquire(timeout=timeout),
     "release": Counter.release,
-    "release while news come": release_while_news_come,
     "write": lambda counter, value: setattr(counter, "value", value),
     "value": lambda counter: counter.value,
     "made": lambda counter: counter.made,
@@ -144,6 +131,7 @@ def host(link: procs.Link, directory: Path, url: str) -> None:
     """Does what it is told with the counter there, and says what came of it."""
     os.environ["COHELD_DIR"] = str(directory)
     logging.getLogger("coheld").addHandler(Told())
+    logging.getLogger("coheld").setLevel(logging.INFO)
     counter = Counter(lock_name="counter", lock_backend=url)
     coheld.when_lost(counter, lambda error: HEARD.append(type(error).__name__))
     link.say("ready")

@@ -4,9 +4,10 @@
         proxy.stall()                           # half-open: all that is sent is swallowed, and nothing is closed
         proxy.forward()                         # as it began
 
-A switch is in force when its call returns: `forward`, `slow`, `stall` and `refuse`, one of them at a time. `cut` and
-`lose_reply` do something once, and leave the switch as it is. The proxy runs in a thread of the test; nothing of it is
-left after the block. It sleeps only for the delay that it is asked for, and holds at most CHUNKS reads a direction.
+A switch is in force when its call returns: `forward`, `slow`, `stall` and `refuse`, one of them at a time. `cut`,
+`lose_reply` and `turn_to` do something once, and leave the switch as it is. The proxy runs in a thread of the test;
+nothing of it is left after the block. It sleeps only for the delay that it is asked for, and holds at most CHUNKS reads
+a direction.
 """
 
 import asyncio
@@ -108,6 +109,10 @@ class Proxy:
     def refuse(self) -> None:
         """Reset all connections, and refuse new ones."""
         self._do(self._refuse())
+
+    def turn_to(self, target: int) -> None:
+        """New connections are to that port; those that there are stay."""
+        self._target = target
 
     # ---- what happens once ---------------------------------------------------------------------------------
 

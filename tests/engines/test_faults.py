@@ -169,13 +169,6 @@ def test_a_lease_is_renewed_for_as_long_as_it_is_held(server: servers.Server, st
     assert other.do("value") == 7 and holder.do("heard") == holder.do("log") == []
 
 
-def test_what_is_kept_for_who_does_not_want_it_goes_to_others(server: servers.Server, start: Start) -> None:
-    holder, other = start(server.url(), lease=60), start(server.url(), lease=60)
-    holder.do("acquire")
-    holder.do("release while news come")
-    assert other.do("acquire", delays.LONG)
-
-
 def test_a_lease_that_cannot_be_renewed_is_told_of_and_lost(server: servers.Server, proxy: Proxy, start: Start) -> None:
     holder = start(through(server, proxy))
     holder.do("acquire")
@@ -187,6 +180,29 @@ def test_a_lease_that_cannot_be_renewed_is_told_of_and_lost(server: servers.Serv
     with pytest.raises(LeaseLostError):
         holder.do("release")
     assert holder.do("add") == 1
+
+
+def test_a_server_that_is_away_is_said_once_and_so_is_that_it_is_there_again(
+    server: servers.Server, proxy: Proxy, start: Start
+) -> None:
+    one, other = start(through(server, proxy)), start(server.url())
+    one.tell("take")
+    states.wait_until(lambda: server.is_heard("counter"), "it listens")
+    other.do("put")
+    one.result()
+    one.do("acquire")
+    proxy.refuse()
+    states.wait_until(lambda: one.do("heard") == ["LeaseLostError"], "it is lost", 2 * LEASE)
+    said = one.do("log")
+    assert sum("not heard" in line for line in said) == 1 and len(set(said)) == len(said), said
+    proxy.forward()
+    states.wait_until(lambda: any("heard again" in line for line in one.do("log")), "it is there again")
+    with pytest.raises(LeaseLostError):
+        one.do("release")
+    one.do("acquire")
+    states.wait_until(lambda: any("renewed again" in line for line in one.do("log")), "so are leases")
+    said = one.do("log")[len(said) :]
+    assert sum("again" in line for line in said) == 2 and len(set(said)) == len(said), said
 
 
 def test_a_connection_that_is_dead_costs_no_lease(proxy: Proxy, start: Start, server: servers.Server) -> None:

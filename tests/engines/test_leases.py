@@ -3,14 +3,18 @@
 import asyncio
 import signal
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import coheld
-from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio
-from coheld.backends import engine, renewing
+from coheld import DeadlockError, LeaseLostError, Lockable, NotLockedError, aio, native
+from coheld.backends import engine, renewing, server
+from coheld.backends.redis import Place, RedisServer
+from coheld.backends.store import Alarm
 from coheld.testing.support import delays, states
 from engines import servers
 
@@ -178,3 +182,96 @@ def test_questions_are_for_who_holds_it(valkey: servers.Valkey) -> None:
             question(lock)
     with pytest.raises(TypeError, match="when_lost needs a function"):
         coheld.when_lost(lock, "call me")  # type: ignore[arg-type]
+
+
+# ---- news ----------------------------------------------------------------------------------------------------
+
+
+def test_who_brings_news_does_not_wait_for_a_lock_that_somebody_has(valkey: servers.Valkey) -> None:
+    taken, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with bed(valkey):
+            taken.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        taken.wait()
+        lock = native.lock_of(bed(valkey))
+        begun = time.monotonic()
+        assert not any(lock._stir() for _ in range(200))
+        assert time.monotonic() - begun < delays.MEDIUM
+    finally:
+        end.set()
+        thread.join()
+    assert lock._stir()
+
+
+class Deaf(server.Listener):
+    """It hears nothing."""
+
+    def stir(self) -> None: ...
+    def _hear(self) -> None: ...
+    def _cut(self) -> None: ...
+
+
+class Busy:
+    """Somebody has its lock until the clock says that."""
+
+    def __init__(self, until: float) -> None:
+        self.until, self.rung = until, list[float]()
+
+    def ring(self) -> bool:
+        self.rung.append(time.monotonic())
+        return time.monotonic() >= self.until
+
+
+def test_who_cannot_be_rung_is_rung_again_soon_and_then_seldom(
+    valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisServer(Place(valkey.url()))
+    listener, busy, soon, now = Deaf(store), Busy(1010.0), Busy(1000.001), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    store._bells = {"busy": weakref.WeakSet([busy]), "soon": weakref.WeakSet([soon])}
+    listener._ring(["busy", "soon"])
+    while listener._late:
+        assert now[0] < 1011.0
+        now[0] += max(1e-6, listener._patience())
+        listener._ring_late()
+    assert len(soon.rung) == 2 and soon.rung[-1] < 1000.01
+    assert busy.rung[1] < 1000.01 and len(busy.rung) < 80 and busy.rung[-1] < 1010.3
+    assert listener._patience() == server.HEALTHY
+    store.close()
+
+
+class Unreached(Deaf):
+    """By it the server is not reached."""
+
+    tries = 0
+
+    def _hear(self) -> None:
+        self.tries += 1
+        raise OSError("away")
+
+
+def test_a_server_that_is_away_is_tried_only_while_somebody_wants_to_hear(
+    valkey: servers.Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, alarm = RedisServer(Place(valkey.url())), Alarm()
+    listener = Unreached(store)
+    listener.start()
+    try:
+        states.wait_until(lambda: listener.idles, "nobody wants it")
+        assert listener.tries == 1 and not caplog.text
+        store._alarms["bed"] = weakref.WeakSet([alarm])
+        listener.resume()
+        states.wait_until(lambda: listener.tries > 3, "it tries")
+        assert caplog.text.count("not heard") == 1
+        del alarm
+        states.wait_until(lambda: listener.idles, "nobody wants it any more")
+    finally:
+        listener.end()
+        store.close()
+    assert not listener.is_alive()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 
 import coheld
 from coheld import BackendError, LeaseLostError, LockTimeout, PermitError, Pool, Semaphore, aio, pool, roll, snapshot
+from coheld import ledger as ledgers
 from coheld.backends import engine, renewing, sessions
 from coheld.mutex import remove
 from coheld.testing.support import delays, effort, procs, states
@@ -217,6 +219,55 @@ def test_a_process_that_ends_leaves_no_session(valkey: servers.Valkey, tmp_path:
     procs.run(source)
     with valkey.client() as client:
         assert not client.keys("coheld:{session/*") and client.keys("coheld:{slots}")
+
+
+def test_each_process_is_looked_at_once_however_many_of_its_tasks_wait(
+    valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one's own not at all."""
+    looks: list[int] = []
+    monkeypatch.setattr(sessions, "start_of", lambda pid: looks.append(pid) or 0)
+    monkeypatch.setenv("COHELD_BACKEND", valkey.url())
+    ledger = ledgers.Ledger(lock_name="lab")
+    try:
+        peers = ledgers.peers_of(ledger)
+        assert peers is not None
+        mine = peers.here().client
+        beside = [replace(mine, session=f"{number:032x}", pid=number, start=0) for number in (1, 2)]
+        with ledger:
+            for client in [mine, *beside] * 100:
+                ledger.queue.append(ledgers.Request(len(ledger.queue), client.pid, client.start, ["a"], client))
+            looks.clear()
+            ledger.bury()
+            assert len(ledger.queue) == 300 and sorted(looks) == [1, 2]
+            assert ledger._clients() == [mine, *beside]
+            del ledger.queue[:]
+    finally:
+        end_threads()
+
+
+ENDS = """
+import os, sys
+import coheld
+from coheld import roll
+
+class Late:
+    def __init__(self):
+        self.call, self.permits = roll._process.janitor.call, semaphore._permits
+        self.write, self.is_finalizing = os.write, sys.is_finalizing
+
+    def __del__(self):
+        self.write(1, b"at the end " if self.is_finalizing() else b"too soon ")
+        self.call(self.permits)
+        self.write(1, b"it goes on")
+
+semaphore = coheld.Semaphore(2, "slots", sys.argv[1])
+late = Late()
+"""
+
+
+def test_what_the_collector_finds_while_the_interpreter_ends_does_not_keep_it(valkey: servers.Valkey) -> None:
+    assert procs.run(ENDS, valkey.url()) == "at the end it goes on"
 
 
 # ---- hosts that die, or stand still --------------------------------------------------------------------------

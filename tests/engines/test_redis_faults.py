@@ -16,7 +16,7 @@ from coheld.backends.redis import Place, RedisServer
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
 from coheld.testing.support import procs, states
 from engines import servers
-from engines.hosts import LEASE, Counter, Start
+from engines.hosts import LEASE, Counter, Host, Start
 from engines.proxy import Proxy
 
 
@@ -92,6 +92,33 @@ def test_a_server_that_forgets_begins_anew(start: Start) -> None:
             token = one.do("token")
             one.do("release")
         assert [holder.do("add"), other.do("add")] == [1, 2]
+
+
+def take_turns(holder: Host, waiter: Host, server: servers.Valkey) -> None:
+    holder.do("acquire")
+    waiter.tell("acquire")
+    wait_until_waiting(server, 1)
+    holder.do("release")
+    assert waiter.result()
+    waiter.do("release")
+
+
+def test_a_primary_that_follows_another_now_is_left(start: Start) -> None:
+    """It lives on, and another is at its address: what one asks, and what it hears, is of that one."""
+    with servers.valkey() as former, servers.valkey() as latter, Proxy(former.port) as proxy:
+        one = start(through(proxy), lease=60)
+        take_turns(start(former.url(), lease=60), one, former)
+        assert one.do("add") == 1
+        with former.client() as here, latter.client() as there:
+            there.replicaof("127.0.0.1", former.port)
+            states.wait_until(lambda: there.exists(KEY), "it follows")
+            there.replicaof("NO", "ONE")
+            proxy.turn_to(latter.port)
+            here.replicaof("127.0.0.1", latter.port)
+            states.wait_until(lambda: here.info("replication")["role"] == "slave", "the other follows")
+        assert one.do("add") == 2
+        take_turns(start(latter.url(), lease=60), one, latter)
+        assert one.do("add") == 3 and one.do("log") == []
 
 
 # ---- what is between -----------------------------------------------------------------------------------------

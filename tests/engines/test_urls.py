@@ -3,13 +3,14 @@
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from coheld import BackendError, Lockable, token
+from coheld import BackendError, Lockable, LockTimeout, token, wait_for
 from coheld.backends import engine, renewing
-from coheld.testing.support import procs
+from coheld.testing.support import delays, procs, states
 from engines import servers
 
 WRONG = [
@@ -157,6 +158,68 @@ def test_a_secret_that_is_told_later_is_used_from_then_on() -> None:
         second = Lockable(lock_name="x", lock_backend=server.url())
         with first, second:
             assert token(first) == token(second)
+
+
+def cut(server: servers.Valkey) -> None:
+    """All connections: who asks again has to log in."""
+    with server.client() as client:
+        client.client_kill_filter(skipme=True)
+
+
+def test_a_url_without_a_login_is_by_the_one_that_is_known() -> None:
+    """Messages have it so."""
+    with servers.valkey(user="lab", password="SECRET") as server:
+        first = Lockable(lock_name="x", lock_backend=server.url())
+        bare = server.url().replace("lab:SECRET@", "")
+        with first:
+            pass
+        second = Lockable(lock_name="x", lock_backend=bare)
+        third = Lockable(lock_name="x", lock_backend=server.url().replace(":SECRET", ""))
+        cut(server)
+        for lock in (first, second, third):
+            with lock:
+                assert token(lock)
+
+
+@pytest.mark.parametrize("made", [servers.valkey, servers.postgresql], ids=["valkey", "postgresql"])
+def test_another_user_of_a_server_that_is_asked_is_refused(made: Callable[..., Any]) -> None:
+    with made(password="SECRET") as server:
+        with Lockable(lock_name="x", lock_backend=server.url()):
+            pass
+        other = server.url().partition("://")[0] + "://other:SECRET2@" + server.url().partition("@")[2]
+        with pytest.raises(ValueError, match="as another user") as raised:
+            Lockable(lock_name="y", lock_backend=other)
+        assert "SECRET" not in str(raised.value) and "other:" not in str(raised.value)
+        with Lockable(lock_name="x", lock_backend=server.url()) as lock:
+            assert token(lock)
+
+
+def test_a_user_whom_the_server_has_never_answered_may_have_been_a_wrong_one() -> None:
+    with servers.valkey(user="lab", password="SECRET") as server:
+        first = Lockable(lock_name="x", lock_backend=server.url().replace("lab:", "lap:"))
+        with pytest.raises(BackendError, match="refuses"):
+            first.acquire()
+        with Lockable(lock_name="y", lock_backend=server.url()), first:
+            pass
+
+
+def test_a_new_password_is_used_from_then_on_by_who_hears_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    with servers.valkey(user="lab", password="SECRET") as server, server.client() as client:
+        lock = Lockable(lock_name="x", lock_backend=server.url())
+        with pytest.raises(LockTimeout), lock:
+            wait_for(lock, lambda: False, timeout=delays.SHORT)  # from now on it hears
+        client.execute_command("ACL", "SETUSER", "lab", ">SECRET2", "<SECRET")
+        heard = listeners(client)
+        assert heard
+        Lockable(lock_name="y", lock_backend=server.url().replace("SECRET", "SECRET2"))
+        states.wait_until(lambda: listeners(client) and not listeners(client) & heard, "it hears anew")
+        with lock:
+            assert token(lock)
+        assert "not heard" not in caplog.text
+
+
+def listeners(client: Any) -> set[str]:
+    return {one["id"] for one in client.client_list(_type="pubsub")}
 
 
 @pytest.mark.parametrize(

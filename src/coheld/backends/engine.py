@@ -30,15 +30,25 @@ _SHORTEST, _LONGEST = 0.1, 3600.0
 
 class Place(Protocol):
     """What a URL says.  where: the same without secrets, as messages and pickles have it; it is a URL as well.  url:
-    with them.  lease: seconds."""
+    with them.  lease: seconds.  user, password: None: it says none.  options: for the client library."""
 
     where: str
     url: str
     lease: float
+    user: str | None
+    password: str | None
+    options: dict[str, str]
 
     def check(self) -> None:
         """What is wrong with its options is said here, not by the first call. Raises: ValueError.  IncompatibleError:
         if the client library is not there."""
+
+
+def _adds_nothing(place: Place, known: Place) -> bool:
+    """Is all that it says of who we are, or how to connect, in what is known?  So is the URL that messages have."""
+    if place.user is None and place.password is None:
+        return known.user is not None or known.password is not None or not place.options
+    return place.user == known.user and place.password is None and known.password is not None
 
 
 def take_lease(options: dict[str, str]) -> float:
@@ -99,15 +109,28 @@ class Engine:
     # -- what a backend's module has -----------------------------------------------------------------------------------
 
     def at(self, url: str) -> Backend:
-        """The backend of a URL. Raises: ValueError: if it is none.  IncompatibleError: without the client library."""
+        """The backend of a URL. Raises: ValueError: if it is none, or has another user of a server than the one by
+        whom this process asks it.  IncompatibleError: without the client library."""
         place = self._place(url)
         if self._urls.get(place.where) != place.url:
             place.check()
             with self._guard:
-                self._urls[place.where] = place.url
-                for server in [one for (where, _), one in self._servers.items() if where == place.where]:
-                    server.connects_by(place)
+                self._learn(place)
         return Backend(self, place)
+
+    def _learn(self, place: Place) -> None:
+        """All objects of a server share its connections, so what is said there is of one user.  Another may take the
+        place of one whom the server has never answered: it may have been a wrong one."""
+        known = self._known(place.where)
+        servers = [one for (where, _), one in self._servers.items() if where == place.where]
+        if known is not None and place.user is not None and known.user not in (None, place.user):
+            if any(server.answered for server in servers):
+                raise ValueError(f"this process asks {place.where} as another user: give all of a server the same one")
+        elif known is not None and _adds_nothing(place, known):
+            return
+        self._urls[place.where] = place.url
+        for server in servers:
+            server.connects_by(place)
 
     def anonymous(self, cls: type | None = None) -> Handle:
         """A deep copy of one has a lock of its own, without a name: on this machine."""
@@ -132,13 +155,16 @@ class Engine:
 
     def _place_of(self, where: str) -> Place:
         """With its secrets, if this process has been told any."""
+        return self._known(where) or self._place(where)
+
+    def _known(self, where: str) -> Place | None:
         if (known := self._urls.get(where)) is not None:
             return self._place(known)
         if (default := os.environ.get("COHELD_BACKEND", "")).startswith(self.scheme):
             place = self._place(default)
             if place.where == where:
                 return place
-        return self._place(where)
+        return None
 
 
 _engines: list[Engine] = []

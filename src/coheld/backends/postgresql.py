@@ -68,6 +68,10 @@ class Place:
             raise ValueError(f"{', '.join(_SETTLED)} cannot be options of the URL; {_WRONG}")
         begin, end = f"{parts.scheme}://{login}{'@' * bool(login)}", f"/{_database(parts.path)}"
         self.url = f"{begin}{','.join(places)}{end}{_query(options)}"
+        user, colon, password = login.partition(":")
+        self.user = options.get("user") or unquote(user) or None
+        self.password = options.get("password", unquote(password) if colon else None)
+        self.options = options
         self.conninfo, *self.conninfos = (
             f"{begin}{place}{end}{_query(_DEFAULTS | options)}" for place in (",".join(places), *places)
         )
@@ -137,6 +141,8 @@ class PostgresqlServer(Server):
     def try_acquire(self, name: str, ask: Ask) -> Granted | Refused:
         if not self._arrived:
             self._arrive(name)
+        elif not self.present and (listener := self._listener) is not None and listener.idles:
+            listener.resume()
         known = ask.known.incarnation, ask.known.version
         row = self._do(
             *("acquire", name, ask.nonce, micro(ask.lease), ask.who, *known),
@@ -190,7 +196,7 @@ class PostgresqlServer(Server):
 
     def connects_by(self, place: Place) -> None:
         self._conninfos = place.conninfos
-        self._forget_idle()
+        self._forget_idle()  # who hears has its session still: its end would be taken for that of this process
 
     def close(self) -> None:
         super().close()
@@ -381,6 +387,12 @@ class _Listener(Listener):
         with suppress(OSError):  # it is stirred already, or ends
             self._mouth.send(b"-")
 
+    def _cut(self) -> None:
+        self.stir()
+
+    def _is_needed(self) -> bool:
+        return super()._is_needed() or renewing.holds(self._server)
+
     def end(self) -> None:
         super().end()
         self._ear.close()
@@ -392,15 +404,14 @@ class _Listener(Listener):
             server.ask(session, "arrive", server.key)
             server.present = True
             renewing.renew_soon(server)
-            while not self._ended:
+            while self._goes_on():
                 for name in self._missing():
                     if name:
                         server.ask(session, "hear", name)
                     self._hears(name)
                 for channel, name in session.news():
                     self._heard(channel, name)
-                if self._late:
-                    self._ring(set())
+                self._ring_late()
                 self._sleep(session)
         finally:
             server.present = False

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import select
+import socket
 import sys
 from collections import deque
 from contextlib import suppress
@@ -61,6 +62,10 @@ class Place:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.where = f"{parts.scheme}://{host}:{port}/{database}"
         self.url = urlunsplit(parts._replace(path=f"/{database}", query=urlencode(options)))
+        login = options.get("username") or unquote(parts.username or ""), options.get("password", parts.password)
+        self.password = login[1] and unquote(login[1])
+        self.user = login[0] or ("default" if self.password is not None else None)
+        self.options = options
 
     def check(self) -> None:
         self.client()
@@ -155,8 +160,8 @@ class RedisServer(Server):
     # -- how -----------------------------------------------------------------------------------------------------------
 
     def connects_by(self, place: Place) -> None:
-        former, self.client = self.client, place.client(self.patience)
-        former.close()
+        self.client = place.client(self.patience)  # who hears has the former until it leaves that
+        self._connect_anew()
 
     def close(self) -> None:
         super().close()
@@ -205,7 +210,11 @@ class RedisServer(Server):
         try:
             connection.send_packed_command([_packed(command)], check_health=False)
             answer = connection.read_response()
-        except self._errors.ResponseError:
+        except self._errors.ResponseError as error:
+            if _follows(error, self._errors):
+                connection.disconnect()
+                self._connect_anew()  # the one that is in its place now may be had at the same address
+                raise Broken(plain(error)) from None
             self._idle.append(connection)
             raise
         except BaseException:
@@ -254,6 +263,11 @@ def _name(key: bytes) -> str:
     return unquote(key.decode().removeprefix("coheld:{").removesuffix("}"))
 
 
+def _follows(error: Exception, errors: Any) -> bool:
+    """Is it of a server that follows another now?  A script may have it as text."""
+    return isinstance(error, errors.ReadOnlyError | errors.MasterDownError) or "READONLY" in str(error)
+
+
 def _is_silent(connection: Any) -> bool:
     """Nothing is to be read: no end, and nothing that nobody has asked for."""
     if sys.platform == "win32":
@@ -267,6 +281,13 @@ class _Listener(Listener):
     """A client that is subscribed; it is stirred by what is said at this process's own channel."""
 
     _server: RedisServer
+    _channels: Any = None
+
+    def _cut(self) -> None:
+        sock = getattr(getattr(self._channels, "connection", None), "_sock", None)
+        if sock is not None:
+            with suppress(OSError):  # it is closed meanwhile
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which is another thread's
 
     def stir(self) -> None:
         self._server.call((b"PUBLISH", self._channel(""), b""), "")
@@ -275,10 +296,11 @@ class _Listener(Listener):
         return f"coheld:news:{_key(name).decode()}" if name else f"coheld:wake:{self._server.id}"
 
     def _hear(self) -> None:
-        channels = self._server.client.pubsub()
+        client = self._server.client  # which would close its connections if nobody had it any more
+        self._channels = channels = client.pubsub()
         subscribed: dict[str, str] = {}
         try:
-            while not self._ended:
+            while self._goes_on():
                 missing = {self._channel(name): name for name in self._missing()}
                 if missing.keys() - subscribed.keys():
                     channels.subscribe(*missing.keys() - subscribed.keys())
@@ -286,8 +308,7 @@ class _Listener(Listener):
                 message = channels.get_message(timeout=self._patience())
                 if message is not None:
                     self._heard(message, subscribed[message["channel"].decode()])
-                if self._late:
-                    self._ring(set())
+                self._ring_late()
         finally:
             channels.close()
 

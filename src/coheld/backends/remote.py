@@ -38,9 +38,6 @@ from .store import Found, Known
 from .tasking import current_task
 from .waiters import Waiter
 
-_RETRY = 0.05
-"""For how long the local lock is waited for, by who brings news, seconds."""
-
 if TYPE_CHECKING:
     from .base import Handle as _Base
 else:
@@ -174,8 +171,9 @@ class Remote(_Base):
         return True
 
     def _stir(self) -> bool:
-        """Who waits here for a guard looks again; False: somebody has the local lock for long."""
-        if self._local_take(None, "", time.monotonic() + _RETRY):
+        """Who waits here for a guard looks again; False: somebody has the local lock.  It is not waited for: those who
+        wait for other locks hear by the same thread."""
+        if self._local_take(None, "", 0):
             try:
                 self.away.let_go()  # what was kept for who waits was kept for this
             finally:

@@ -2,7 +2,8 @@
 somebody here holds a lock of it.
 
 It looks every sixth of the shortest lease, and renews what is older than a third of its own.  A store that cannot be
-reached is asked again at the next look, and said once; a lease whose time is over then is lost: others may have it.
+reached is asked again at the next look, and said once, until all is renewed again; a lease whose time is over then is
+lost: others may have it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class _Renewer:
         self.tick = 0.0
         self.thread: threading.Thread | None = None
         self.ends = self.again = False
+        self.said: set[str] = set()  # why leases could not be renewed, since all could
 
     def start(self, tick: float) -> None:
         with self.guard:
@@ -104,12 +106,36 @@ class _Renewer:
 
     def _renew_all(self) -> None:
         again, self.again = self.again, False
+        tried = []
         for key, away in list(self.held.items()):
             grant = away.grant
             if grant is None:
                 self.held.pop(key, None)
-            elif grant.lost is None:
-                _renew(away, grant, again)
+            elif grant.lost is None and (renewed := self._renew(away, grant, again)) is not None:
+                tried.append(renewed)
+        if self.said and tried and all(tried):
+            self.said.clear()
+            logging.getLogger("coheld").info("leases are renewed again, since %s answers", away.store.where)
+
+    def _renew(self, away: Leased, grant: Grant, again: bool) -> bool | None:
+        """Has the store answered?  None: it was not asked, as it is not time yet, or nobody has it."""
+        begun = time.monotonic()
+        if (grant.until - begun > away.lease * 2 / 3 and not again) or away.deserted(grant):
+            return None
+        try:
+            kept = away.store.renew(away.name, grant.nonce, away.lease)
+        except Exception as error:  # as above
+            if (why := str(error)) not in self.said:  # most are the same, of whichever lock, and at each try
+                self.said.add(why)
+                logging.getLogger("coheld").warning("%s: its lease could not be renewed: %s", away.name, why)
+            if grant.until <= time.monotonic() and away.grant is grant:
+                away.lose(grant, f"it could not be renewed: {error}")
+            return False
+        if kept:
+            away.renewed(grant, begun + away.lease)
+        elif away.grant is grant:
+            away.lose(grant, "another has had it since")
+        return True
 
 
 class _Process:
@@ -149,6 +175,12 @@ def renew_soon(store: Store) -> None:
         renewer.wake.set()
 
 
+def holds(store: Store) -> bool:
+    """Has this process anything there whose lease is renewed?"""
+    renewer = _process.renewers.get(store)
+    return renewer is not None and bool(renewer.held)
+
+
 def end() -> None:
     """Nobody holds anything any more; blocks until the threads have ended."""
     for renewer in list(_process.renewers.values()):
@@ -158,20 +190,3 @@ def end() -> None:
 
 def _renewer_of(away: Leased) -> _Renewer:
     return _process.renewers.get(away.store) or _process.renewers.setdefault(away.store, _Renewer())
-
-
-def _renew(away: Leased, grant: Grant, again: bool) -> None:
-    begun = time.monotonic()
-    if (grant.until - begun > away.lease * 2 / 3 and not again) or away.deserted(grant):
-        return
-    try:
-        kept = away.store.renew(away.name, grant.nonce, away.lease)
-    except Exception as error:  # as above
-        logging.getLogger("coheld").warning("%s: its lease could not be renewed: %s", away.name, error)
-        if grant.until <= time.monotonic() and away.grant is grant:
-            away.lose(grant, f"it could not be renewed: {error}")
-        return
-    if kept:
-        away.renewed(grant, begun + away.lease)
-    elif away.grant is grant:
-        away.lose(grant, "another has had it since")

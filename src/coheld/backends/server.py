@@ -13,12 +13,13 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from ..errors import BackendError, IncompatibleError
 from ..process import start
+from ..waiting import FOREVER
 from .store import Alarm, Bell, Found, Known, Store
 
 EPOCH = 1_704_067_200_000_000
@@ -28,8 +29,11 @@ PATIENCE = 5.0
 connection dead can still try another."""
 HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
-_RING_AGAIN = 0.005
-_REACHED_AGAIN = 0.2
+_RING_AGAIN, _RING_SELDOM = 0.005, 0.2
+"""After how long who could not be rung is rung again, the first time and at most, seconds.  Who has its local lock
+wakes those who wait there, as a rule, when it gives that back."""
+_REACHED_AGAIN, _REACHED_SELDOM = 0.2, 3.2
+"""Between two tries of who hears to reach a server that is away, the first time and at most, seconds."""
 
 
 class Unreachable(Exception):
@@ -45,6 +49,9 @@ class Server(Store):
 
     def __init__(self, where: str, patience: float) -> None:
         self.where, self.patience = where, patience
+        self.answered = False
+        """Has it ever?"""
+        self._silent = False  # the last time
         self.id = os.urandom(9).hex()
         self._guard = threading.Lock()
         # A name that was removed may have more than one lock here, for a moment: who has the old file, and the new one.
@@ -98,6 +105,11 @@ class Server(Store):
         with self._guard:
             return [bell for key, those in self._bells.items() if not name or key == name for bell in those]
 
+    def is_listened_to(self) -> bool:
+        """Does anybody here want to hear of anything still?"""
+        with self._guard:
+            return any(map(len, self._alarms.values())) or any(map(len, self._bells.values()))
+
     def _queue_anew(self, name: str) -> None:
         """The place of this process among those who wait is gone; another of its locks of that name may want it."""
         if len(self._alarms.get(name, ())) > 1:
@@ -117,18 +129,30 @@ class Server(Store):
         asked again, it does not know any more whether it did it the first time: nobody says "lost" then."""
         try:
             try:
-                return ask()
+                answer = ask()
             except Broken:
                 self._forget_idle()
                 if (answer := ask()) is None:
                     raise Broken("an answer was lost; what was changed may be committed") from None
-                return answer
         except Unreachable as error:
             self._forget_idle()  # as silent as that one, perhaps
+            self._silent = True
             raise BackendError(
                 f"{self.where} cannot be reached, or does not answer: {error}; trying again may work",
                 resource=name or self.where,
             ) from None
+        self.answered = True
+        if self._silent:
+            self._silent = False
+            if (listener := self._listener) is not None:
+                listener.resume()
+        return answer
+
+    def _connect_anew(self) -> None:
+        """What is connected now is not used any more, by who hears, either."""
+        self._forget_idle()
+        if (listener := self._listener) is not None:
+            listener.begin_anew()
 
     def _refuse(self, why: str, name: str) -> NoReturn:
         raise BackendError(f"{self.where} refuses: {why}; trying again does not help by itself", resource=name)
@@ -169,8 +193,12 @@ class Listener(threading.Thread, ABC):
         self._server = server
         self._wanted = {"": threading.Event()}
         self._guard = threading.Lock()
-        self._late: set[str] = set()
-        self._was_lost = self._ended = False
+        self._late: dict[str, tuple[float, float]] = {}  # when to ring again, by time.monotonic(), and after how long
+        self._was_lost = self._ended = self._anew = False
+        self._told = False  # of an error, since it heard the last time
+        self._pause, self._delay = Alarm(), _REACHED_AGAIN
+        self.idles = False
+        """Does it wait until somebody needs it?"""
 
     @abstractmethod
     def stir(self) -> None:
@@ -178,12 +206,26 @@ class Listener(threading.Thread, ABC):
 
     @abstractmethod
     def _hear(self) -> None:
-        """On a connection of its own: _begin_hearing() again and again, what is said to _server.wake() and _ring(),
-        until it breaks or `_ended`. Raises: whatever it was that broke it."""
+        """On a connection of its own: _missing() again and again, what is said to _server.wake() and _ring(), until it
+        breaks, or not _goes_on(). Raises: whatever it was that broke it."""
+
+    @abstractmethod
+    def _cut(self) -> None:
+        """By another thread: who hears finds that its connection is closed, if it has one."""
+
+    def begin_anew(self) -> None:
+        """By another thread: it hears by a new connection from now on, as if the one that it has were lost.  One that
+        it makes meanwhile it leaves as well, as it looks at `_anew` once it has that."""
+        self._anew = True
+        self._cut()
+
+    def _goes_on(self) -> bool:
+        return not (self._ended or self._anew)
 
     def end(self) -> None:
         """Blocks until it has."""
         self._ended = True
+        self.resume()  # which ends also a wait that begins after this
         with suppress(BackendError):
             self.stir()
         self.join(self._server.patience)
@@ -195,6 +237,7 @@ class Listener(threading.Thread, ABC):
             ready = self._wanted.setdefault(name, threading.Event())
         if ready.is_set():
             return
+        self.resume()
         self.stir()
         if not ready.wait(self._server.patience):
             raise BackendError(
@@ -202,12 +245,21 @@ class Listener(threading.Thread, ABC):
                 resource=self._server.where,
             )
 
+    def resume(self) -> None:
+        """By another thread: somebody needs it, or the server is there again; it tries now, if it waits with that."""
+        self._delay = _REACHED_AGAIN
+        self._pause.set()
+
     def run(self) -> None:
         while not self._ended:
+            self._anew = False
             try:
                 self._hear()
             except Exception as error:  # whatever it was, those who wait depend on this thread
-                self._lost(error)
+                self._lost(None if self._anew else error)
+            else:
+                if not self._ended:
+                    self._lost(None)
 
     def _missing(self) -> list[str]:
         """What is wanted and not heard yet."""
@@ -218,27 +270,62 @@ class Listener(threading.Thread, ABC):
         """From now on.  What was said to this process since the connection was lost, nobody has heard: who waits looks
         again, for the second time; at the first it had its place, and nobody to tell it."""
         self._wanted[name].set()
-        if not name and self._was_lost:
-            self._was_lost = False
-            self._server.wake("")
+        if not name:
+            self._delay = _REACHED_AGAIN
+            if self._told:
+                self._told = False
+                logging.getLogger("coheld").info("%s: its news is heard again", self._server.where)
+            if self._was_lost:
+                self._was_lost = False
+                self._server.wake("")
 
     def _patience(self) -> float:
         """For how long silence is nothing to look at, seconds."""
-        return _RING_AGAIN if self._late else HEALTHY
+        if not self._late:
+            return HEALTHY
+        return max(0.0, min(at for at, _ in self._late.values()) - time.monotonic())
 
-    def _ring(self, names: set[str]) -> None:
-        """Those, and who could not be rung the last time."""
-        names = names | self._late
-        self._late = {name for name in names for bell in self._server.bells(name) if not bell.ring()}
+    def _ring(self, names: Iterable[str]) -> None:
+        """Those; who cannot be rung now is late."""
+        for name in names:
+            rung = [bell.ring() for bell in self._server.bells(name)]
+            if all(rung):
+                self._late.pop(name, None)
+            else:
+                _, after = self._late.get(name, (0.0, _RING_AGAIN / 2))
+                after = min(2 * after, _RING_SELDOM)
+                self._late[name] = time.monotonic() + after, after
 
-    def _lost(self, error: Exception) -> None:
-        """The connection is gone, and with it what was said meanwhile: all look again."""
-        logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
+    def _ring_late(self) -> None:
+        """Those whose time has come again."""
+        if self._late:
+            now = time.monotonic()
+            self._ring([name for name, (at, _) in self._late.items() if at <= now])
+
+    def _lost(self, error: Exception | None) -> None:
+        """The connection is gone, and with it what was said meanwhile: all look again.  None: it was left."""
+        if error is not None and not self._told and self._is_needed():
+            self._told = True
+            logging.getLogger("coheld").warning("%s: its news is not heard: %s", self._server.where, plain(error))
         had_begun = self._wanted[""].is_set()
         for ready in list(self._wanted.values()):
             ready.clear()
-        self._server.wake("")
-        self._late = {name for name in self._wanted if name}
+        if had_begun:
+            self._server.wake("")
+        self._late = {name: (0.0, _RING_AGAIN / 2) for name in self._wanted if name}
         self._was_lost = True
-        if not had_begun:
-            time.sleep(_REACHED_AGAIN)
+        self._rest(at_once=had_begun)
+
+    def _rest(self, at_once: bool) -> None:
+        """Before the next try.  The server may be away for long; and where nobody wants to hear, nothing is tried.
+        Whoever needs it has said so before it looks for an answer, and that ends this wait, or the next."""
+        if not self._is_needed():
+            self.idles = True
+            self._pause.wait(FOREVER)
+            self.idles = False
+        elif not at_once:
+            delay, self._delay = self._delay, min(2 * self._delay, _REACHED_SELDOM)
+            self._pause.wait(delay)
+
+    def _is_needed(self) -> bool:
+        return self._ended or self._server.is_listened_to()

@@ -229,6 +229,8 @@ class Sessions:
         """For good, as far as this process knows without the store."""
         if client.session in self.gone:
             return True
+        if (mine := self.mine) is not None and client.session == mine.client.session:
+            return False
         if client.host == _host() and start_of(client.pid) != client.start:
             self.gone.add(client.session)
             return True
