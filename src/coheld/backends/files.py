@@ -202,8 +202,8 @@ def _make_private(directory: str) -> None:
 
 
 _meant: dict[str, str] = {}
-"""By each value of COHELD_DIR that this process has had: that directory.  A relative one is settled at its first use: the
-names of a process are not to become other locks when it changes its working directory.  A child of a fork goes on
+"""By each value of COHELD_DIR that this process has had: that directory.  A relative one is settled at its first use:
+the names of a process are not to become other locks when it changes its working directory.  A child of a fork goes on
 with it."""
 
 

@@ -90,7 +90,8 @@ class Spec:
     def default(self) -> Any:
         """A new default value. Raises: StateError: of a factory, if it is none of the type."""
         if self.declared.default_factory is not None:
-            return self.decoded(self.encode(self.declared.default_factory()))
+            made = self.declared.default_factory()
+            return self.as_read(made, self.encode(made))
         return self.decode(self.initial) if self.shape.mutable else self.constant
 
     def encode(self, value: Any) -> bytes:
