@@ -34,6 +34,7 @@ LAYERS = [
     "semaphore",
     "ledger",
     "pool",
+    "lessees",
     "inspecting",
     "sight",
     "history",

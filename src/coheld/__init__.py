@@ -38,6 +38,7 @@
     semaphore.py   Semaphore
     ledger.py      who has what of a pool, and who waits
     pool.py        Pool: leases of any free one
+    lessees.py     who has leases of pools, by who only looks
     inspecting.py  holder, statistics and resources
     sight.py       a resource in words, with those who have it and wait for it
     history.py     how resources have been used in the last minute: for coheld top

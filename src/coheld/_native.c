@@ -84,7 +84,10 @@ static int parse_timeout(PyObject *timeout, uint64_t *ns) {
         return -1;
     }
     double seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1.0 && PyErr_Occurred()) return -1;
+    if (seconds == -1.0 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) PyErr_SetString(PyExc_ValueError, "timeout is too large a number");
+        return -1;
+    }
     if (seconds != seconds) {
         PyErr_SetString(PyExc_ValueError, "timeout must not be NaN");
         return -1;

@@ -17,14 +17,22 @@ from .backends.waiters import Waiter
 from .owner import Owner
 from .process import command_of
 
-_WAITS = {"guard": " for a guard", "readers": " for readers", "permit": " for a permit", "store": " for the store"}
+_PARTS = "permit", "lease"
+_WAITS = {
+    "guard": " for a guard",
+    "readers": " for readers",
+    "permit": " for a permit",
+    "lease": " for a lease",
+    "store": " for the store",
+}
 _TICK = 0.02
 """By how much an owner may seem to have begun too late: its clock is a coarse one, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A thread, or a task (task_id), or a process of which no more is known (tid 0): who reads, or has permits."""
+    """A thread, or a task (task_id), or a process of which no more is known (tid 0): who reads, or has permits or
+    leases."""
 
     pid: int
     start: int = 0
@@ -56,9 +64,9 @@ class Party:
 class Edge:
     """That a party has a resource, or waits for it.
 
-    holds: it has it.  what: "lock", "readers" or "permit", and of waits "guard" and "store" as well: see Waiter.
-    count: of reading calls and permits.  since: seconds of time.monotonic(); 0 where it is not known.  in_cycle: it is
-    a part of one.
+    holds: it has it.  what: "lock", "readers", "permit" or "lease", and of waits "guard" and "store" as well: see
+    Waiter.  count: of reading calls, permits and leases.  since: seconds of time.monotonic(); 0 where it is not known.
+    in_cycle: it is a part of one.
     """
 
     party: Party
@@ -75,7 +83,9 @@ class Edge:
         """What, in which method and for how long, in words that follow the name of the party."""
         if self.holds and self.what != "lock":
             plural = "s" * (self.count != 1)
-            return f"has {self.count} permit{plural}" if self.what == "permit" else f"reads, {self.count} call{plural}"
+            return (
+                f"has {self.count} {self.what}{plural}" if self.what in _PARTS else f"reads, {self.count} call{plural}"
+            )
         what = _WAITS.get(self.what, "")
         verb = "holds" if self.holds else f"waits{what}"
         where = f" in {self.method}" if self.method else ""
@@ -132,10 +142,11 @@ def _edges(one: Resource) -> Iterator[Edge]:
         party = Party(owner.pid, owner.start, 0 if owner.task_id else owner.tid, owner.task_id, owner)
         yield Edge(party, one.place, True, "lock", owner.method, owner.since)
     for pid, count in one.inside.items():
-        yield Edge(Party(pid), one.place, True, "readers" if one.permits is None else "permit", count=count)
+        yield Edge(Party(pid), one.place, True, one.part if one.part in _PARTS else "readers", count=count)
     for waiter in one.waiting:
         party = Party(waiter.pid, waiter.start, 0 if waiter.task_id else waiter.tid, waiter.task_id, waiter)
-        what = "permit" if one.kind == "semaphore" else waiter.waits_for
+        whole = one.kind == "lock" or (one.kind == "pool" and waiter.waits_for == "lock")  # its ledger, for a moment
+        what = waiter.waits_for if whole else one.part
         yield Edge(party, one.place, False, what, waiter.method, waiter.since, timed=waiter.timed)
 
 

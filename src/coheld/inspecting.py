@@ -12,6 +12,7 @@ from .backends import waiters as waiting
 from .backends.base import Handle
 from .backends.survey import Resource, survey
 from .backends.waiters import Waiter
+from .lessees import with_leases
 from .owner import Owner
 from .semaphore import Semaphore
 
@@ -65,7 +66,8 @@ def resources() -> list[Resource]:
     Only looks: takes no lock, makes nothing, and never waits for anybody, so the answer may be a moment old. Anonymous
     locks of processes that have ended, and not been swept yet, may be among them.
     """
-    return sorted(survey(files.lock_directory()), key=_busyness, reverse=True)
+    directory = files.lock_directory()
+    return sorted(with_leases(survey(directory), directory), key=_busyness, reverse=True)
 
 
 def called(name: str) -> list[Resource]:
@@ -93,8 +95,8 @@ def _busyness(resource: Resource) -> tuple[object, ...]:
 def _lock_of(obj: object) -> Handle:
     if _is_of_several(obj):
         raise TypeError(
-            f"{type(obj).__name__} is held by several at once: free() says what nobody has, and coheld.resources() "
-            "which processes have the rest, and who waits"
+            f"{type(obj).__name__} is held by several at once: free() says what nobody has, and, where it has a name, "
+            "coheld.resources() which processes have the rest, and who waits"
         )
     lock: Handle = native.lock_of(obj)
     lock.attach()

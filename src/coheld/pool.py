@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
@@ -164,7 +165,8 @@ class Lease(Generic[R]):
             raise self._said(error) from None
 
     def __exit__(self, *_exception: object) -> None:
-        waiting.surely(self._give_back)
+        if not sys.is_finalizing():  # a generator that nobody has ended: modules go now, and the process gives it back
+            waiting.surely(self._give_back)
 
     async def __aexit__(self, kind: type[BaseException] | None = None, *_exception: object) -> None:
         if kind is GeneratorExit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import copy
 import logging
+import sys
 from operator import index
 from time import monotonic
 from typing import Any, NoReturn, Self
@@ -175,6 +176,8 @@ class Semaphore(native.SemaphoreBase):
 
     def _give(self, count: int, seconds: float = waiting.FOREVER) -> bool:
         """The same; False: another has the register for longer than that."""
+        if sys.is_finalizing():  # a generator that nobody has ended: modules go now, and the process gives it back
+            return True
         self._check_initialized()
         held = self._counts.give(count, seconds)
         if held is not None and held < count:

@@ -45,7 +45,7 @@ def see(one: Resource) -> Sight:
     """Looks at the processes now; reads nothing of the lock, and never waits for it."""
     now = time.monotonic()
     who = tuple(map(printable, _who(one)))
-    if one.permits is not None or (one.inside and one.holder is None):
+    if one.kind != "lock" or (one.inside and one.holder is None):
         return Sight(one, now, _several(one), "", None, who)
     if one.holder is None:
         return Sight(one, now, "", "", None, who)
@@ -56,9 +56,10 @@ def see(one: Resource) -> Sight:
 
 
 def _several(one: Resource) -> str:
-    """Of the processes that read it or have permits."""
+    """Of the processes that read it, or have permits or leases."""
     taken = sum(one.inside.values())
-    what = f"{taken} of {one.permits} permits" if one.permits is not None else f"{taken} readers"
+    counted = "readers" if one.kind == "lock" else f"{one.part}s"
+    what = f"{taken} of {one.permits} permits" if one.permits is not None else f"{taken} {counted}"
     return f"{what}: {', '.join(map(str, one.inside))}" if one.inside else what
 
 
@@ -66,8 +67,7 @@ def _who(one: Resource) -> Iterator[str]:
     if one.holder is not None:
         yield f"held by {one.holder}"
     for pid, count in one.inside.items():
-        what = f"{count} permits" if one.permits is not None else f"{count} reading calls"
-        yield f"{what}: process {pid} ({command_of(pid)})"
+        yield f"{count} {one.part}s: process {pid} ({command_of(pid)})"
     for waiter in one.waiting[:_NAMED]:
         yield f"waits: {waiter}"
     if more := max(one.waiters, len(one.waiting)) - min(len(one.waiting), _NAMED):

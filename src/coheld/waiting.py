@@ -56,7 +56,10 @@ def seconds_of(timeout: object) -> float:
         return FOREVER
     if not any(hasattr(type(timeout), how) for how in ("__float__", "__index__")):
         raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
-    seconds = float(timeout)  # type: ignore[arg-type]  # it has one of the two
+    try:
+        seconds = float(timeout)  # type: ignore[arg-type]  # it has one of the two
+    except OverflowError:
+        raise ValueError("timeout is too large a number") from None
     if math.isnan(seconds):
         raise ValueError("timeout must not be NaN")
     return max(0.0, seconds) if seconds < _AGES else FOREVER

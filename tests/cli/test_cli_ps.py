@@ -11,7 +11,7 @@ import pytest
 
 import coheld
 from cli import commands
-from coheld import Lockable, Resource, Semaphore, native
+from coheld import Lockable, Pool, Resource, Semaphore, native
 from coheld.backends import survey
 from coheld.testing.support import delays, procs, states
 
@@ -176,6 +176,41 @@ def test_readers_and_permits(backend: str) -> None:
         reader.tell("leave")
         reader.end()
     assert not named("r1").inside and not named("gpus").inside
+
+
+def lease_until_told(link: procs.Link, pool: Pool) -> None:
+    with pool.lease():
+        link.say("has it")
+        link.wait_for("leave")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_leases_of_a_pool(backend: str, monkeypatch: pytest.MonkeyPatch, coheld_dir: Path) -> None:
+    monkeypatch.setenv("COHELD_BACKEND", backend)
+    pool = Pool(["a", "b"], "gpus")
+    with pool.lease(), procs.start(lease_until_told, pool) as other:
+        other.expect("has it")
+        found = named("gpus")
+        assert (found.kind, found.inside) == ("pool", {os.getpid(): 1, other.pid: 1}) and found.busy
+        printed = commands.coheld("ps").stdout
+        assert "2 leases: " in printed and str(other.pid) in printed
+        assert "1 leases: process" in commands.coheld("ps", "gpus").stdout
+        assert listed()[0]["kind"] == "pool" and "has 1 lease" in commands.coheld("graph").stdout
+        with procs.start(lease_until_told, pool) as waiter:
+            states.wait_until(lambda: [one.pid for one in named("gpus").waiting] == [waiter.pid], "it waits")
+            states.wait_until(lambda: "for a lease" in commands.coheld("graph").stdout, "its place in the graph")
+            waiter.kill()
+        other.kill()
+        states.wait_until(lambda: states.gone(other.pid), "its end")
+        assert named("gpus").inside == {os.getpid(): 1}
+    found = named("gpus")
+    assert (found.kind, found.inside, found.holder) == ("pool", {}, None)
+    for state in coheld_dir.glob("name-gpus~*"):  # which no look relies on
+        whole, cut = state.read_bytes(), 512
+        for damaged in (b"", whole[:100], whole[:cut], whole[:cut].ljust(len(whole), b"\xc1"), whole[::-1]):
+            state.unlink()  # the old one stays mapped
+            state.write_bytes(damaged)
+            assert named("gpus").inside == {}
 
 
 def test_a_stopped_holder_stops_nobody_who_looks() -> None:

@@ -202,9 +202,9 @@ def _make_private(directory: str) -> None:
 
 
 _meant: dict[str, str] = {}
-"""By each value of COHELD_DIR that this process has had: that directory.  A relative one is settled at its first use:
-the names of a process are not to become other locks when it changes its working directory.  A child of a fork goes on
-with it."""
+"""By each value of COHELD_DIR that this process has had: that directory.  A relative one is settled at its first use: a
+process's names are not to become other locks when it changes its working directory.  A child of a fork goes on with it.
+"""
 
 
 def _named_directory() -> str | None:

@@ -35,9 +35,10 @@ _MOST = 1 << 28
 class Resource:
     """One resource, as it was a moment ago.
 
-    name: None for an anonymous one.  kind: "lock" or "semaphore".  backend: the scheme of its URL.  place: its file and
-    offset.  holder: who has it, if that lives.  waiters: how many wait, killed ones may be among them.  acquisitions,
-    contended, recoveries: as in Statistics.  inside: the processes that read it or have permits of it: number and
+    name: None for an anonymous one.  kind: "lock", "semaphore" or "pool"; one that nobody has had a lease of yet is a
+    "lock".  backend: the scheme of its URL.  place: its file and offset.  holder: who has it, if that lives; of a pool:
+    its ledger, for a moment.  waiters: how many wait, killed ones may be among them.  acquisitions, contended,
+    recoveries: as in Statistics.  inside: the processes that read it, or have permits or leases of it: number and
     count.  permits: how many a semaphore has.  waiting: who waits for it, for its guards or for its readers, the oldest
     first; those whose wait has just begun may be missing.  class_name: of the object that an anonymous one was made
     for, with its module, the last 64 bytes; empty where it is not known.  store: the URL without secrets of a store on
@@ -78,6 +79,11 @@ class Resource:
     def busy(self) -> bool:
         """Does anybody have it, or wait for it?"""
         return bool(self.holder or self.waiters or self.inside or self.waiting)
+
+    @property
+    def part(self) -> str:
+        """What a process has of it that is inside."""
+        return {"semaphore": "permit", "pool": "lease"}.get(self.kind, "reading call")
 
 
 def survey(directory: str) -> Iterator[Resource]:
@@ -194,6 +200,14 @@ def path_of(directory: str, inode: int) -> str | None:
     return found.get(inode)
 
 
+def word_of(one: Resource) -> int:
+    """Of the cell of one that is there: which commit of its state is the last. Raises: OSError."""
+    path, _, offset = one.place.rpartition(":")
+    with files.open_to_look(path) as file:
+        file.seek(int(offset) + _BACKENDS[one.backend].version_at)
+        return int.from_bytes(file.read(8), sys.byteorder)
+
+
 def _resource(
     header: files.Header, path: str, offset: int, found: _Looked, register: str | None, waiting: list[Waiter]
 ) -> Resource:
@@ -259,14 +273,18 @@ class _Backend:
     cell_size: int
     look: Callable[[bytes, int], _Looked | None]
     class_at: int
+    version_at: int
 
     def class_number(self, raw: bytes, offset: int) -> int:
         """Of the class of an anonymous lock, see classes.py."""
         return int.from_bytes(raw[offset + self.class_at : offset + self.class_at + 4], sys.byteorder)
 
 
-_NOWHERE = _Backend(_NATIVE_SIZE, lambda _raw, _offset: None, 0)
-_BACKENDS = {"shm": _Backend(_NATIVE_SIZE, _native_cell, 176), "file": _Backend(CELL_SIZE, _file_cell, 120)}
+_NOWHERE = _Backend(_NATIVE_SIZE, lambda _raw, _offset: None, 0, 0)
+_BACKENDS = {
+    "shm": _Backend(_NATIVE_SIZE, _native_cell, 176, 240),
+    "file": _Backend(CELL_SIZE, _file_cell, 120, 24),
+}
 
 
 def _living(pid: int, start: int, tid: int, method: str, since: int, depth: int, task: int) -> Owner | None:

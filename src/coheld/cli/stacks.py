@@ -57,8 +57,7 @@ def _print(one: Resource, asked: dict[int, Stacks], stays: bool) -> None:
         if one.holder is not None and one.holder.pid == pid:
             print(printable(f"{name}: held by {one.holder}{'' if stays else ', until a moment ago'}"))
         else:
-            what = "permits" if one.permits is not None else "reading calls"
-            print(f"{name}: process {pid} ({command_of(pid)}) has {one.inside[pid]} {what}")
+            print(f"{name}: process {pid} ({command_of(pid)}) has {one.inside[pid]} {one.part}s")
         if stacks.missing:
             print(f"  no stacks: {stacks.missing}")
         for line in _lines(one, stacks, one.holder if one.holder and one.holder.pid == pid else None):

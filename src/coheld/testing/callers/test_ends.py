@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -273,6 +274,24 @@ def test_an_interrupt_right_after_it_was_given_back_is_no_misuse(monkeypatch: py
     with pytest.raises(Interrupt), pool.lease():
         pass
     assert pool.free() == ["one"]
+
+
+LEFT_OPEN = """
+import coheld
+def use(what):
+    with what:
+        yield
+left = [use(coheld.Pool(["one"]).lease()), use(coheld.Semaphore(2)), use(coheld.Lockable())]
+for generator in left:
+    next(generator)
+left.append(left)  # which lives to the very end
+"""
+
+
+def test_what_a_generator_has_at_the_end_of_the_interpreter_goes_in_silence() -> None:
+    command = [sys.executable, "-c", LEFT_OPEN]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=delays.HANG, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def read(link: procs.Link) -> None:

@@ -144,6 +144,14 @@ def test_nan_is_a_value_error(lock: Any) -> None:
     assert is_free(lock)
 
 
+def test_what_is_too_large_for_a_number_of_seconds_is_a_value_error(lock: Any) -> None:
+    with pytest.raises(ValueError, match="too large"):
+        lock.acquire(timeout=10**400)
+    with pytest.raises(ValueError, match="too large"):
+        locked(timeout=-(10**400))
+    assert is_free(lock)
+
+
 class Broken:
     """A number that cannot be had."""
 
