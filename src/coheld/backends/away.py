@@ -521,9 +521,12 @@ class Away:
     def ring(self) -> bool:
         """By the store's thread: who waits here for a guard looks again."""
         lock = self._lock()
-        if lock is None or not lock.attached or not lock.flags & native.GUARDED:
-            return True
-        return bool(lock._stir())
+        return not self.is_wanted() or lock is None or bool(lock._stir())
+
+    def is_wanted(self) -> bool:
+        """Does anybody wait here for a guard, as far as is seen without the lock?"""
+        lock = self._lock()
+        return bool(lock is not None and lock.attached and lock.flags & native.GUARDED)
 
     def remove(self) -> None:
         """By the owner: the store has nothing of it any more, and the grant is over. Raises: LeaseLostError: nothing

@@ -363,7 +363,7 @@ def _script() -> bytes:
 def _statements() -> dict[str, bytes]:
     """Of each verb."""
     counts = {"acquire": 10, "release": 8, "renew": 6, "remove": 3, "load": 3, "leave": 2}
-    counts |= {"arrive": 1, "hear": 1, "attend": 2}
+    counts |= {"arrive": 1, "hear": 1, "unhear": 1, "attend": 2}
     text = resource_files(__package__).joinpath("postgresql.sql").read_bytes()
     version = hashlib.sha256(text).hexdigest()[:12]
     return {
@@ -405,6 +405,8 @@ class _Listener(Listener):
             server.present = True
             renewing.renew_soon(server)
             while self._goes_on():
+                for name in self._let_go():
+                    server.ask(session, "unhear", name)
                 for name in self._missing():
                     if name:
                         server.ask(session, "hear", name)

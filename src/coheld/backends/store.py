@@ -158,3 +158,6 @@ class Bell(Protocol):
 
     def ring(self) -> bool:
         """By a thread of the store's. False: not now, ring again soon."""
+
+    def is_wanted(self) -> bool:
+        """Does anybody wait for it? Never blocks."""
