@@ -303,6 +303,18 @@ def test_a_wait_that_is_cut_goes_on(server: servers.Server, proxy: Proxy, start:
     assert waiting.result() and time.monotonic() - begun < 2 * delays.MEDIUM
 
 
+def test_who_waits_for_what_the_server_has_forgotten_need_not_wait_for_a_lease(
+    server: servers.Server, start: Start
+) -> None:
+    holder, waiter = start(server.url(), lease=60), start(server.url(), lease=LEASE)
+    holder.do("acquire")
+    waiter.tell("acquire")
+    wait_until_waiting(server, 1)
+    server.flush()
+    begun = time.monotonic()
+    assert waiter.result() and time.monotonic() - begun < LEASE + delays.MEDIUM
+
+
 def reached(one: Host) -> bool:
     try:
         return bool(one.do("add"))

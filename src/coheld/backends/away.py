@@ -223,8 +223,10 @@ class Away:
             raise
 
     def _sleep(self, answer: Refused, deadline: float, stop: bytearray | None) -> None:
-        seconds = min(answer.seconds, left(deadline), _SLICE if stop is not None else FOREVER)
-        self.alarm.wait(seconds)
+        """Never for much of a lease: a store that has forgotten who has it and who waits says nothing, and who asks
+        again has its place anew."""
+        slices = _SLICE if stop is not None else FOREVER
+        self.alarm.wait(min(answer.seconds, self.lease / 3, left(deadline), slices))
 
     def _watch(self) -> None:
         self.store.watch(self.name, self.alarm)
