@@ -131,7 +131,6 @@ class PostgresqlServer(Server):
         self._found_at: dict[str, int] = {}  # of each lock that is waited for first: the key of its holder
         self._conninfos = place.conninfos
         self._at = 0  # of these, the one that did the last time
-        self._idle: deque[Session] = deque()  # those that nobody uses now
         self._interrupted: deque[Session] = deque()
         self._ending = threading.RLock()
         self._arrived = False
@@ -211,10 +210,11 @@ class PostgresqlServer(Server):
     def _listen(self) -> Listener:
         return _Listener(self)
 
-    def _forget_idle(self) -> None:
-        while self._idle:
-            with suppress(IndexError):  # another thread was first
-                self._idle.pop().close()
+    def _is_there(self, connection: Session) -> bool:
+        return connection.is_there()
+
+    def _close(self, connection: Session) -> None:
+        connection.close()
 
     def _arrive(self, name: str) -> None:
         """Before its first grant this process is there; what is wrong is said to who asks, not to the log alone."""
@@ -273,21 +273,16 @@ class PostgresqlServer(Server):
         raise AssertionError("a URL has a host")
 
     def _session(self) -> Session:
-        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent.  What an
-        interrupted thread has asked is answered before: else it might be done after it was taken back."""
+        """An idle one, or another.  What an interrupted thread has asked is answered before: else it might be done
+        after it was taken back."""
         while self._interrupted:
             with self._ending:  # no other thread asks before it has its answer, either
                 if self._interrupted:
                     (session := self._interrupted[0]).end()
                     with suppress(ValueError):  # a signal's handler was first
                         self._interrupted.remove(session)
-        while self._idle:
-            with suppress(IndexError):  # another thread was first
-                session = self._idle.pop()
-                if session.is_there():
-                    return session
-                session.close()
-        return self.connect()
+        idle: Session | None = self._idle_one()
+        return self.connect() if idle is None else idle
 
     def _told(self, refusal: Refusal, name: str) -> None:
         """What the server says, by its class. Raises: Unreachable, Broken: another time it may say something else."""

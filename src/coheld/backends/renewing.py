@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from ..process import at_fork, start
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 KEPT = 0.5
 """For how long a grant that is kept for who waits here is left alone, seconds: who can come has it in moments."""
+_TRIMS = 10.0
+"""How often connections are looked at that nobody uses, seconds."""
 _PATIENCE = 30.0
 """For how long the thread stays though nobody holds anything, seconds."""
 
@@ -59,7 +62,8 @@ class Keeper(Protocol):
 class _Renewer:
     """Of one store: one that does not answer holds up nobody else's leases."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.guard = threading.RLock()
         self.held: dict[int, Leased] = {}
         self.orphans: deque[tuple[Leased, bytes, float]] = deque()
@@ -89,12 +93,16 @@ class _Renewer:
             thread.join()
 
     def _run(self) -> None:
-        idle = time.monotonic()
+        idle = trimmed = time.monotonic()
         while not self.ends:
-            self.wake.wait(min(self.tick, KEPT / 2) if self.kept else self.tick)
+            self.wake.wait(min(self.tick, KEPT / 2 if self.kept else _TRIMS))
             self._give_back()
             self._renew_all()
             self._give_up_kept()
+            if time.monotonic() - trimmed > _TRIMS:
+                trimmed = time.monotonic()
+                with suppress(Exception):  # whatever it was, as below
+                    self.store.trim()
             if self.held or self.orphans or self.kept:
                 idle = time.monotonic()
             elif time.monotonic() - idle > _PATIENCE and self._leaves():
@@ -228,4 +236,5 @@ def end() -> None:
 
 
 def _renewer_of(away: Leased | Keeper) -> _Renewer:
-    return _process.renewers.get(away.store) or _process.renewers.setdefault(away.store, _Renewer())
+    store = away.store
+    return _process.renewers.get(store) or _process.renewers.setdefault(store, _Renewer(store))

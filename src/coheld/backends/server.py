@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -29,6 +30,8 @@ PATIENCE = 5.0
 connection dead can still try another."""
 HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
+_SPARE = 2
+"""So many connections stay though nobody uses them."""
 _KEEPS = 64
 """So many names are listened to before it is looked whether anybody here waits for them still."""
 _RING_AGAIN, _RING_SELDOM = 0.005, 0.2
@@ -60,6 +63,8 @@ class Server(Store):
         self._alarms: dict[str, weakref.WeakSet[Alarm]] = {}
         self._bells: dict[str, weakref.WeakSet[Bell]] = {}
         self._listener: Listener | None = None
+        self._idle: deque[Any] = deque()  # connections that nobody uses now
+        self._unused = 0  # of these, since the last look
 
     # -- an engine's ---------------------------------------------------------------------------------------------------
 
@@ -68,8 +73,11 @@ class Server(Store):
         """From now on: with what another URL of it says, a password that this process had not been told."""
 
     @abstractmethod
-    def _forget_idle(self) -> None:
-        """The connections that nobody uses now are not used any more."""
+    def _is_there(self, connection: Any) -> bool:
+        """As far as this end of it knows: the server has not closed it. Never blocks."""
+
+    @abstractmethod
+    def _close(self, connection: Any) -> None: ...
 
     @abstractmethod
     def _listen(self) -> Listener:
@@ -123,6 +131,32 @@ class Server(Store):
                 self._listener = self._listen()
                 start(self._listener)
             return self._listener
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _idle_one(self) -> Any:
+        """None: there is none.  One that the server has closed meanwhile is found before anything is sent."""
+        while self._idle:
+            with suppress(IndexError):  # another thread was first
+                connection = self._idle.pop()
+                self._unused = min(self._unused, len(self._idle))
+                if self._is_there(connection):
+                    return connection
+                self._close(connection)
+        self._unused = 0
+        return None
+
+    def _forget_idle(self) -> None:
+        """The connections that nobody uses now are not used any more."""
+        while self._idle:
+            with suppress(IndexError):
+                self._close(self._idle.pop())
+
+    def trim(self) -> None:
+        for _ in range(self._unused - _SPARE):
+            with suppress(IndexError):
+                self._close(self._idle.popleft())
+        self._unused = len(self._idle)
 
     # -- a question ----------------------------------------------------------------------------------------------------
 
