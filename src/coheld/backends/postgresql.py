@@ -32,6 +32,13 @@ _PORT = 5432
 _WRONG = "the URL of a postgresql: backend must be postgresql://host:port/database"
 _SETTLED = ("host", "hostaddr", "port", "dbname", "service", "servicefile", "client_encoding")
 """Options of libpq by which a server would not be the one that messages name, or answer what is not understood."""
+_VALUES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "gssencmode": ("disable", "prefer", "require"),
+}
+"""What libpq looks at only when it connects."""
 _DEFAULTS = {
     "client_encoding": "utf8",
     "fallback_application_name": "coheld",
@@ -80,8 +87,11 @@ class Place:
         psycopg = client_library()
         try:
             psycopg.conninfo.conninfo_to_dict(self.conninfo)
+            right = all(self.options.get(name, values[0]) in values for name, values in _VALUES.items())
         except psycopg.Error:
-            raise ValueError(f"an option of the URL of {self.where} is none of libpq, or has a wrong value") from None
+            right = False
+        if not right:
+            raise ValueError(f"an option of the URL of {self.where} is none of libpq, or has a wrong value")
 
 
 def _query(options: dict[str, str]) -> str:
