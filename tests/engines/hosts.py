@@ -15,6 +15,7 @@ from typing import Any
 
 import coheld
 from coheld import Lockable, native, shared
+from coheld.backends import memo
 from coheld.testing.support import delays, procs, states
 from engines import servers
 from engines.proxy import Proxy
@@ -117,6 +118,7 @@ ACTS: dict[str, Callable[..., Any]] = {
     "semaphore": lambda _, url: looks_of_semaphore(coheld.Semaphore(1, name="permits", backend=url)),
     "other": lambda _, url: Other(lock_name="counter", lock_backend=url).add(),
     "unpickled": lambda _: "UNPICKLED" in subprocess.check_output("env", text=True),
+    "pass on for long": lambda _: setattr(memo, "LONGEST_STAY", delays.LONG),
     "log": lambda _: LOG,
     "heard": lambda _: HEARD,
 }

@@ -72,6 +72,10 @@ class Server(ABC):
         """What is in a request that asks for it."""
 
     @abstractmethod
+    def flush(self) -> None:
+        """Forget all that was put there."""
+
+    @abstractmethod
     def _command(self) -> list[str]:
         """What runs it; its data is there."""
 

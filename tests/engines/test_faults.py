@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cli.commands import COHELD
-from coheld import BackendError, LeaseLostError
-from coheld.backends import postgresql, redis
+from coheld import BackendError, LeaseLostError, native
+from coheld.backends import engine as backends_of_servers
+from coheld.backends import postgresql, redis, renewing
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
 from coheld.testing.support import delays, procs, states
 from engines import servers
@@ -226,6 +227,25 @@ def test_an_idle_connection_that_is_cut_is_not_noticed(
     assert one.do("add") == 2
 
 
+def test_connections_of_a_burst_are_closed_when_nobody_uses_them(
+    server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewing, "_TRIMS", delays.TICK)
+    lock = Counter(lock_name="counter", lock_backend=f"{server.url()}?lease={LEASE}")
+    store = native.lock_of(lock).away.store
+    try:
+        connect = store._session if isinstance(store, postgresql.PostgresqlServer) else store._connection
+        burst = [connect() for _ in range(8)]
+        store._idle.extend(burst)
+        with lock:
+            states.wait_until(lambda: len(store._idle) <= 2, "most are closed")
+            assert lock.value == 0
+        assert lock.add() == 1
+    finally:
+        renewing.end()
+        backends_of_servers.close()
+
+
 def test_an_acquire_whose_reply_is_lost_is_asked_again(server: servers.Server, proxy: Proxy, start: Start) -> None:
     one, other = start(through(server, proxy)), start(server.url())
     one.do("add")
@@ -301,6 +321,18 @@ def test_a_wait_that_is_cut_goes_on(server: servers.Server, proxy: Proxy, start:
     holder.do("release")
     begun = time.monotonic()
     assert waiting.result() and time.monotonic() - begun < 2 * delays.MEDIUM
+
+
+def test_who_waits_for_what_the_server_has_forgotten_need_not_wait_for_a_lease(
+    server: servers.Server, start: Start
+) -> None:
+    holder, waiter = start(server.url(), lease=60), start(server.url(), lease=LEASE)
+    holder.do("acquire")
+    waiter.tell("acquire")
+    wait_until_waiting(server, 1)
+    server.flush()
+    begun = time.monotonic()
+    assert waiter.result() and time.monotonic() - begun < LEASE + delays.MEDIUM
 
 
 def reached(one: Host) -> bool:

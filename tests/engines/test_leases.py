@@ -227,6 +227,9 @@ class Busy:
         self.rung.append(time.monotonic())
         return time.monotonic() >= self.until
 
+    def is_wanted(self) -> bool:
+        return True
+
 
 def test_who_cannot_be_rung_is_rung_again_soon_and_then_seldom(
     valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch

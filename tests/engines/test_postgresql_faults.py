@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import coheld
-from coheld import BackendError, IncompatibleError, LeaseLostError, Lockable
-from coheld.backends import engine, renewing
+from coheld import BackendError, IncompatibleError, LeaseLostError, Lockable, LockTimeout, wait_for
+from coheld.backends import engine, renewing, server
 from coheld.backends import postgresql as postgresql_backend
 from coheld.backends.libpq import Session
 from coheld.backends.server import Unreachable
@@ -247,6 +247,41 @@ AT_KEY = (
     "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' "
     "AND (classid::bigint << 32 | objid::bigint) = %s AND "
 )
+
+
+def puts(link: procs.Link, directory: Path, url: str, names: list[str]) -> None:
+    os.environ["COHELD_DIR"] = str(directory)
+    for name in names:
+        Counter(lock_name=name, lock_backend=url).put()
+
+
+def heard(server: servers.Postgresql) -> int:
+    """How many names are listened to."""
+    shared = "locktype = 'advisory' AND mode = 'ShareLock' AND granted"
+    return int(server.one(f"SELECT count(*) FROM pg_locks WHERE {shared}"))  # type: ignore[arg-type]
+
+
+def test_a_name_that_nobody_waits_for_any_more_is_not_listened_to(
+    postgresql: servers.Postgresql, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is, for who waits anew; and no other."""
+    monkeypatch.setattr(server, "_KEEPS", 4)
+    locks = [Counter(lock_name=f"counter-{number}", lock_backend=postgresql.url()) for number in range(20)]
+    waits = [threading.Thread(target=lock.take) for lock in locks[:2]]
+    waits[0].start()
+    states.wait_until(lambda: postgresql.is_heard("counter-0"), "it is listened to")
+    for lock in locks[1:]:
+        with pytest.raises(LockTimeout), lock:
+            wait_for(lock, lambda: False, timeout=delays.TICK)
+    states.wait_until(lambda: heard(postgresql) < 10, "most are not listened to any more")
+    assert postgresql.is_heard("counter-0") and not postgresql.is_heard("counter-1")
+    waits[1].start()
+    states.wait_until(lambda: postgresql.is_heard("counter-1"), "it is listened to anew")
+    with procs.start(puts, tmp_path, postgresql.url(), ["counter-1", "counter-0"]) as other:
+        other.result()
+    for thread in waits:
+        thread.join(delays.LONG)
+        assert not thread.is_alive()
 
 
 def test_a_clock_that_was_set_back_keeps_nobody_out(postgresql: servers.Postgresql, start: Start) -> None:

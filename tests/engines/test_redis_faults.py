@@ -14,8 +14,8 @@ import coheld
 from coheld import BackendError, IncompatibleError, LeaseLostError
 from coheld.backends.redis import Place, RedisServer
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
-from coheld.testing.support import procs, states
-from engines import servers
+from coheld.testing.support import delays, procs, states
+from engines import hosts, servers
 from engines.hosts import LEASE, Counter, Host, Start
 from engines.proxy import Proxy
 
@@ -45,6 +45,26 @@ def test_state_that_a_holder_did_not_look_at_is_there_for_others(valkey: servers
     one, other = start(valkey.url()), start(valkey.url())
     one.do("write_plain", valkey.url(), 7)
     assert other.do("pickled", valkey.url())
+
+
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+def test_what_was_kept_for_who_cannot_come_goes_to_other_hosts(
+    valkey: servers.Valkey, start: Start, tmp_path: Path, fault: str
+) -> None:
+    """Nobody has told the lock that it waits no more."""
+    url = f"{valkey.url()}?lease=60"
+    holder, other = start(valkey.url(), lease=60), start(valkey.url(), lease=60)
+    with procs.start(hosts.host, tmp_path / "host-0", url) as waiter:
+        waiter.expect("ready")
+        holder.do("pass on for long")
+        holder.do("acquire")
+        waiter.tell(("acquire",))
+        waiter.wait_until_blocked()
+        getattr(waiter, fault)()
+        holder.do("release")
+        assert other.do("acquire", delays.LONG)
+        if fault == "stop":
+            waiter.kill()
 
 
 # ---- leases --------------------------------------------------------------------------------------------------

@@ -223,8 +223,10 @@ class Away:
             raise
 
     def _sleep(self, answer: Refused, deadline: float, stop: bytearray | None) -> None:
-        seconds = min(answer.seconds, left(deadline), _SLICE if stop is not None else FOREVER)
-        self.alarm.wait(seconds)
+        """Never for much of a lease: a store that has forgotten who has it and who waits says nothing, and who asks
+        again has its place anew."""
+        slices = _SLICE if stop is not None else FOREVER
+        self.alarm.wait(min(answer.seconds, self.lease / 3, left(deadline), slices))
 
     def _watch(self) -> None:
         self.store.watch(self.name, self.alarm)
@@ -359,7 +361,7 @@ class Away:
         or the next of this host may have it.  Raises: LeaseLostError, StateError: nothing was changed.  BackendError:
         it may have been."""
         lock, self.between = self.lock, True
-        self.parting = self.departing or (self.lease if self._stays() else None, loud)
+        self.parting = parting = self.departing or (self.lease if self._stays() else None, loud)
         try:
             try:
                 lock._commit()
@@ -381,6 +383,8 @@ class Away:
         finally:
             self.parting = self.departing = None
             self.between = False
+        if parting[0] is not None and (memo := self.memo) is not None and memo.valid:
+            renewing.look_after(lock, self, memo.nonce, memo.passes)
         with self.guard:
             self.grant, self.pending = None, None
 
@@ -444,13 +448,30 @@ class Away:
         with suppress(CoheldError):
             self.part(False)
 
-    def let_go(self) -> None:
-        """By the owner of the local lock alone: the grant that was kept for it goes to others, unless somebody else
-        here waits, or a dead owner left it: its lease tells the others of that.  Killed in between it leaves a grant
-        that ends with its lease."""
-        memo, lock = self._memo_here(), self.lock
-        kept = memo.valid and self.grant is None and lock._record()[0] == 1 and not lock.flags & native.RECOVERING
-        if not kept or lock._counters()[3] or lock.queued:
+    def give_up(self, nonce: bytes, passes: int) -> bool:
+        """By the thread that renews: the grant that was kept here at that pass goes to others, if nobody has taken it
+        since; False: somebody has the local lock, perhaps for a moment only.
+
+        taken since     passes is another, or the nonce; or it is asked for anew, and valid is down
+        not taken       with the local lock nobody can take it.  Who waits for that, and comes late, asks the store
+        killed here     with the local lock, before the store has it back: valid is LEAVING, and the next owner asks
+        """
+        lock, memo = self.lock, self.memo
+        if memo is None or not lock.attached or self.segment is not lock.segment or not memo.is_kept(nonce, passes):
+            return True
+        if not lock._local_take(None, "", 0):
+            return False
+        try:
+            if memo.is_kept(nonce, passes):
+                self._let_go(memo)
+        finally:
+            lock._local_give()
+        return True
+
+    def _let_go(self, memo: Memo) -> None:
+        """By the owner of the local lock alone: the grant that was kept goes to others, unless a dead owner left it,
+        of whom its lease tells them."""
+        if self.grant is not None or self.lock._record()[0] != 1 or self.lock.flags & native.RECOVERING:
             return
         nonce = memo.nonce
         memo.pause()
@@ -521,9 +542,12 @@ class Away:
     def ring(self) -> bool:
         """By the store's thread: who waits here for a guard looks again."""
         lock = self._lock()
-        if lock is None or not lock.attached or not lock.flags & native.GUARDED:
-            return True
-        return bool(lock._stir())
+        return not self.is_wanted() or lock is None or bool(lock._stir())
+
+    def is_wanted(self) -> bool:
+        """Does anybody wait here for a guard, as far as is seen without the lock?"""
+        lock = self._lock()
+        return bool(lock is not None and lock.attached and lock.flags & native.GUARDED)
 
     def remove(self) -> None:
         """By the owner: the store has nothing of it any more, and the grant is over. Raises: LeaseLostError: nothing

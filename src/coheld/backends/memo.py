@@ -164,6 +164,10 @@ class Memo:
             self.valid == HELD and self._version != UNKNOWN and self.passes < MOST_PASSES and left > lease * 0.5e9
         )
 
+    def is_kept(self, nonce: bytes, passes: int) -> bool:
+        """Is it that grant, which nobody here has taken since that pass?"""
+        return bool(self.valid == HELD and self.nonce == nonce and self.passes == passes)
+
     def may_stay(self, lease: float) -> bool:
         """Can it be left for the next of this host?"""
         return self.passes_on(lease) and time.monotonic_ns() - self.since < LONGEST_STAY * 1e9

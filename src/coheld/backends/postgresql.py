@@ -32,6 +32,13 @@ _PORT = 5432
 _WRONG = "the URL of a postgresql: backend must be postgresql://host:port/database"
 _SETTLED = ("host", "hostaddr", "port", "dbname", "service", "servicefile", "client_encoding")
 """Options of libpq by which a server would not be the one that messages name, or answer what is not understood."""
+_VALUES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "gssencmode": ("disable", "prefer", "require"),
+}
+"""What libpq looks at only when it connects."""
 _DEFAULTS = {
     "client_encoding": "utf8",
     "fallback_application_name": "coheld",
@@ -80,8 +87,11 @@ class Place:
         psycopg = client_library()
         try:
             psycopg.conninfo.conninfo_to_dict(self.conninfo)
+            right = all(self.options.get(name, values[0]) in values for name, values in _VALUES.items())
         except psycopg.Error:
-            raise ValueError(f"an option of the URL of {self.where} is none of libpq, or has a wrong value") from None
+            right = False
+        if not right:
+            raise ValueError(f"an option of the URL of {self.where} is none of libpq, or has a wrong value")
 
 
 def _query(options: dict[str, str]) -> str:
@@ -131,7 +141,6 @@ class PostgresqlServer(Server):
         self._found_at: dict[str, int] = {}  # of each lock that is waited for first: the key of its holder
         self._conninfos = place.conninfos
         self._at = 0  # of these, the one that did the last time
-        self._idle: deque[Session] = deque()  # those that nobody uses now
         self._interrupted: deque[Session] = deque()
         self._ending = threading.RLock()
         self._arrived = False
@@ -211,10 +220,11 @@ class PostgresqlServer(Server):
     def _listen(self) -> Listener:
         return _Listener(self)
 
-    def _forget_idle(self) -> None:
-        while self._idle:
-            with suppress(IndexError):  # another thread was first
-                self._idle.pop().close()
+    def _is_there(self, connection: Session) -> bool:
+        return connection.is_there()
+
+    def _close(self, connection: Session) -> None:
+        connection.close()
 
     def _arrive(self, name: str) -> None:
         """Before its first grant this process is there; what is wrong is said to who asks, not to the log alone."""
@@ -273,21 +283,16 @@ class PostgresqlServer(Server):
         raise AssertionError("a URL has a host")
 
     def _session(self) -> Session:
-        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent.  What an
-        interrupted thread has asked is answered before: else it might be done after it was taken back."""
+        """An idle one, or another.  What an interrupted thread has asked is answered before: else it might be done
+        after it was taken back."""
         while self._interrupted:
             with self._ending:  # no other thread asks before it has its answer, either
                 if self._interrupted:
                     (session := self._interrupted[0]).end()
                     with suppress(ValueError):  # a signal's handler was first
                         self._interrupted.remove(session)
-        while self._idle:
-            with suppress(IndexError):  # another thread was first
-                session = self._idle.pop()
-                if session.is_there():
-                    return session
-                session.close()
-        return self.connect()
+        idle: Session | None = self._idle_one()
+        return self.connect() if idle is None else idle
 
     def _told(self, refusal: Refusal, name: str) -> None:
         """What the server says, by its class. Raises: Unreachable, Broken: another time it may say something else."""
@@ -363,7 +368,7 @@ def _script() -> bytes:
 def _statements() -> dict[str, bytes]:
     """Of each verb."""
     counts = {"acquire": 10, "release": 8, "renew": 6, "remove": 3, "load": 3, "leave": 2}
-    counts |= {"arrive": 1, "hear": 1, "attend": 2}
+    counts |= {"arrive": 1, "hear": 1, "unhear": 1, "attend": 2}
     text = resource_files(__package__).joinpath("postgresql.sql").read_bytes()
     version = hashlib.sha256(text).hexdigest()[:12]
     return {
@@ -405,6 +410,8 @@ class _Listener(Listener):
             server.present = True
             renewing.renew_soon(server)
             while self._goes_on():
+                for name in self._let_go():
+                    server.ask(session, "unhear", name)
                 for name in self._missing():
                     if name:
                         server.ask(session, "hear", name)

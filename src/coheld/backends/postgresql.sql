@@ -39,7 +39,8 @@
 --
 -- News of a lock is said only if somebody listens: a session that does has an advisory lock on the name's number.  It
 -- takes that before it listens, so from then on nothing is left unsaid; what was said before it has listened, it sees
--- in the state, which it looks at afterwards.
+-- in the state, which it looks at afterwards.  What nobody waits for any more it gives up, as all such locks of all
+-- sessions are in one table of the server, which has room for some thousands.
 --
 -- A grant does not wait for the disk, nor what gives one back without a change.  A server that crashes may forget those:
 -- the holder is refused then, and tokens go on from the clock.  What changes the state waits, as the server is set up.
@@ -337,6 +338,13 @@ CREATE OR REPLACE FUNCTION coheld.hear_VERSION(_name text) RETURNS boolean LANGU
 BEGIN
     PERFORM pg_catalog.pg_advisory_lock_shared(coheld.news_VERSION(_name));
     EXECUTE pg_catalog.format('LISTEN %I', 'coheld_news_' || pg_catalog.to_hex(coheld.news_VERSION(_name)));
+    RETURN true;
+END $$;
+
+CREATE OR REPLACE FUNCTION coheld.unhear_VERSION(_name text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    EXECUTE pg_catalog.format('UNLISTEN %I', 'coheld_news_' || pg_catalog.to_hex(coheld.news_VERSION(_name)));
+    PERFORM pg_catalog.pg_advisory_unlock_shared(coheld.news_VERSION(_name));
     RETURN true;
 END $$;
 

@@ -16,7 +16,6 @@ import hashlib
 import select
 import socket
 import sys
-from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files as resource_files
@@ -94,7 +93,6 @@ class RedisServer(Server):
         super().__init__(place.where, patience)
         self.client = place.client(patience)
         self._errors = _client_library().exceptions
-        self._idle: deque[Any] = deque()  # connections that nobody uses now
 
     # -- the five verbs ------------------------------------------------------------------------------------------------
 
@@ -170,10 +168,11 @@ class RedisServer(Server):
     def _listen(self) -> Listener:
         return _Listener(self)
 
-    def _forget_idle(self) -> None:
-        while self._idle:
-            with suppress(IndexError):  # another thread was first
-                self._idle.pop().disconnect()
+    def _is_there(self, connection: Any) -> bool:
+        return _is_silent(connection)
+
+    def _close(self, connection: Any) -> None:
+        connection.disconnect()
 
     def _do(self, verb: str, name: str, *args: Any) -> Any:
         script, key = _scripts()[verb], _key(name)
@@ -224,13 +223,9 @@ class RedisServer(Server):
         return answer
 
     def _connection(self) -> Any:
-        """An idle one, or another: one that the server has closed meanwhile is found before anything is sent."""
-        while self._idle:
-            with suppress(IndexError):  # another thread was first
-                connection = self._idle.pop()
-                if _is_silent(connection):
-                    return connection
-                connection.disconnect()
+        """An idle one, or another."""
+        if (idle := self._idle_one()) is not None:
+            return idle
         pool = self.client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
         connection.connect()

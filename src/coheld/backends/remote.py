@@ -173,13 +173,10 @@ class Remote(_Base):
     def _stir(self) -> bool:
         """Who waits here for a guard looks again; False: somebody has the local lock.  It is not waited for: those who
         wait for other locks hear by the same thread."""
-        if self._local_take(None, "", 0):
-            try:
-                self.away.let_go()  # what was kept for who waits was kept for this
-            finally:
-                self._local_give()
-            return True
-        return False
+        if not self._local_take(None, "", 0):
+            return False
+        self._local_give()
+        return True
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from ..process import at_fork, start
@@ -20,6 +21,10 @@ from .store import Alarm, Change, Store, number_of
 if TYPE_CHECKING:
     from .away import Grant
 
+KEPT = 0.5
+"""For how long a grant that is kept for who waits here is left alone, seconds: who can come has it in moments."""
+_TRIMS = 10.0
+"""How often connections are looked at that nobody uses, seconds."""
 _PATIENCE = 30.0
 """For how long the thread stays though nobody holds anything, seconds."""
 
@@ -42,13 +47,27 @@ class Leased(Protocol):
     def lose(self, grant: Grant, why: str) -> object: ...
 
 
+class Keeper(Protocol):
+    """What has kept a grant for the next of its host: the Away of a lock."""
+
+    lease: float
+
+    @property
+    def store(self) -> Store: ...
+
+    def give_up(self, nonce: bytes, passes: int, /) -> bool:
+        """It goes to others, if nobody here has taken it since. False: not now."""
+
+
 class _Renewer:
     """Of one store: one that does not answer holds up nobody else's leases."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.guard = threading.RLock()
         self.held: dict[int, Leased] = {}
         self.orphans: deque[tuple[Leased, bytes, float]] = deque()
+        self.kept: dict[int, tuple[object, Keeper, bytes, int, float]] = {}
         self.wake = Alarm()
         self.tick = 0.0
         self.thread: threading.Thread | None = None
@@ -67,18 +86,24 @@ class _Renewer:
     def end(self) -> None:
         """Blocks until the thread has ended."""
         self.held.clear()
+        self.kept.clear()
         self.ends = True
         self.wake.set()
         if (thread := self.thread) is not None:
             thread.join()
 
     def _run(self) -> None:
-        idle = time.monotonic()
+        idle = trimmed = time.monotonic()
         while not self.ends:
-            self.wake.wait(self.tick)
+            self.wake.wait(min(self.tick, KEPT / 2 if self.kept else _TRIMS))
             self._give_back()
             self._renew_all()
-            if self.held or self.orphans:
+            self._give_up_kept()
+            if time.monotonic() - trimmed > _TRIMS:
+                trimmed = time.monotonic()
+                with suppress(Exception):  # whatever it was, as below
+                    self.store.trim()
+            if self.held or self.orphans or self.kept:
                 idle = time.monotonic()
             elif time.monotonic() - idle > _PATIENCE and self._leaves():
                 return
@@ -88,7 +113,7 @@ class _Renewer:
         if not self.guard.acquire(blocking=False):
             return False
         try:
-            if self.held or self.orphans:
+            if self.held or self.orphans or self.kept:
                 return False
             self.thread = None
             return True
@@ -103,6 +128,18 @@ class _Renewer:
             except Exception:  # whatever it was, all leases of the store depend on this thread
                 if time.monotonic() < until:
                     self.orphans.append((away, nonce, until))
+
+    def _give_up_kept(self) -> None:
+        for key, entry in list(self.kept.items()):
+            _, away, nonce, passes, since = entry
+            if time.monotonic() - since < KEPT:
+                continue
+            try:
+                done = away.give_up(nonce, passes)
+            except Exception:  # as above; it ends with its lease
+                done = True
+            if done and self.kept.get(key) is entry:  # else another was kept meanwhile
+                del self.kept[key]
 
     def _renew_all(self) -> None:
         again, self.again = self.again, False
@@ -168,6 +205,16 @@ def give_back(away: Leased, nonce: bytes) -> None:
     renewer.start(away.lease / 6)
 
 
+def look_after(lock: object, away: Keeper, nonce: bytes, passes: int) -> None:
+    """By who has kept that grant, as somebody here waits for the lock: one who was killed or stopped does not come, and
+    nobody has told the lock.  lock: it lasts for as long."""
+    renewer = _renewer_of(away)
+    first = not renewer.kept
+    renewer.kept[id(away)] = lock, away, nonce, passes, time.monotonic()
+    if first:
+        renewer.start(away.lease / 6)
+
+
 def renew_soon(store: Store) -> None:
     """By the store: it may take this process for dead, so all leases are renewed now, whatever is left of them."""
     if (renewer := _process.renewers.get(store)) is not None:
@@ -188,5 +235,6 @@ def end() -> None:
     _process.begin()
 
 
-def _renewer_of(away: Leased) -> _Renewer:
-    return _process.renewers.get(away.store) or _process.renewers.setdefault(away.store, _Renewer())
+def _renewer_of(away: Leased | Keeper) -> _Renewer:
+    store = away.store
+    return _process.renewers.get(store) or _process.renewers.setdefault(store, _Renewer(store))

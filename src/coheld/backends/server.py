@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -29,6 +30,10 @@ PATIENCE = 5.0
 connection dead can still try another."""
 HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
+_SPARE = 2
+"""So many connections stay though nobody uses them."""
+_KEEPS = 64
+"""So many names are listened to before it is looked whether anybody here waits for them still."""
 _RING_AGAIN, _RING_SELDOM = 0.005, 0.2
 """After how long who could not be rung is rung again, the first time and at most, seconds.  Who has its local lock
 wakes those who wait there, as a rule, when it gives that back."""
@@ -58,6 +63,8 @@ class Server(Store):
         self._alarms: dict[str, weakref.WeakSet[Alarm]] = {}
         self._bells: dict[str, weakref.WeakSet[Bell]] = {}
         self._listener: Listener | None = None
+        self._idle: deque[Any] = deque()  # connections that nobody uses now
+        self._unused = 0  # of these, since the last look
 
     # -- an engine's ---------------------------------------------------------------------------------------------------
 
@@ -66,8 +73,11 @@ class Server(Store):
         """From now on: with what another URL of it says, a password that this process had not been told."""
 
     @abstractmethod
-    def _forget_idle(self) -> None:
-        """The connections that nobody uses now are not used any more."""
+    def _is_there(self, connection: Any) -> bool:
+        """As far as this end of it knows: the server has not closed it. Never blocks."""
+
+    @abstractmethod
+    def _close(self, connection: Any) -> None: ...
 
     @abstractmethod
     def _listen(self) -> Listener:
@@ -121,6 +131,32 @@ class Server(Store):
                 self._listener = self._listen()
                 start(self._listener)
             return self._listener
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _idle_one(self) -> Any:
+        """None: there is none.  One that the server has closed meanwhile is found before anything is sent."""
+        while self._idle:
+            with suppress(IndexError):  # another thread was first
+                connection = self._idle.pop()
+                self._unused = min(self._unused, len(self._idle))
+                if self._is_there(connection):
+                    return connection
+                self._close(connection)
+        self._unused = 0
+        return None
+
+    def _forget_idle(self) -> None:
+        """The connections that nobody uses now are not used any more."""
+        while self._idle:
+            with suppress(IndexError):
+                self._close(self._idle.pop())
+
+    def trim(self) -> None:
+        for _ in range(self._unused - _SPARE):
+            with suppress(IndexError):
+                self._close(self._idle.popleft())
+        self._unused = len(self._idle)
 
     # -- a question ----------------------------------------------------------------------------------------------------
 
@@ -195,6 +231,8 @@ class Listener(threading.Thread, ABC):
         self._guard = threading.Lock()
         self._late: dict[str, tuple[float, float]] = {}  # when to ring again, by time.monotonic(), and after how long
         self._was_lost = self._ended = self._anew = False
+        self._unwanted: set[str] = set()  # at the last look
+        self._look, self._most = 0.0, _KEEPS
         self._told = False  # of an error, since it heard the last time
         self._pause, self._delay = Alarm(), _REACHED_AGAIN
         self.idles = False
@@ -265,6 +303,32 @@ class Listener(threading.Thread, ABC):
         """What is wanted and not heard yet."""
         with self._guard:
             return [name for name, ready in self._wanted.items() if not ready.is_set()]
+
+    def _let_go(self) -> list[str]:
+        """Names of whose locks nobody here waits for news any more, nor did at the look before: they are not listened
+        to from now on.  By an engine to which each is a burden; it looks seldom, or where there are many.
+
+            wanted, not ready    who waits has come, with its lock GUARDED; it does not sleep before it is
+            wanted, ready        listened to
+            neither              let go; who comes then finds it so, and stirs the listener
+
+        Why no news is lost: who waits sets GUARDED, then asks for the name (add), both before each sleep.  The look at
+        GUARDED and the end of the name are one step under the guard that add() takes: if it comes before add, that
+        finds no name, and waits until it is listened to anew, by the same thread, after it was given up; if it comes
+        after add, it finds GUARDED.  That is down only where who waits was woken, and looks by itself."""
+        now = time.monotonic()
+        if now < self._look and len(self._wanted) <= self._most:
+            return []
+        self._look = now + HEALTHY
+        with self._guard:
+            unwanted = {name for name, ready in self._wanted.items() if name and ready.is_set()}
+            unwanted -= {name for name in unwanted for bell in self._server.bells(name) if bell.is_wanted()}
+            gone, self._unwanted = unwanted & self._unwanted, unwanted - self._unwanted
+            for name in gone:
+                del self._wanted[name]
+                self._late.pop(name, None)
+            self._most = max(_KEEPS, 2 * (len(self._wanted) - len(self._unwanted)))
+        return list(gone)
 
     def _hears(self, name: str) -> None:
         """From now on.  What was said to this process since the connection was lost, nobody has heard: who waits looks

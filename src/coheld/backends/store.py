@@ -152,9 +152,15 @@ class Store(Protocol):
     def remove(self, name: str, nonce: bytes) -> bool:
         """All of it goes, by who has it. Who waits for it has it anew. False: another has had it since."""
 
+    def trim(self) -> None:
+        """Connections that nobody has used since the last time are closed, but for a few. Never blocks for long."""
+
 
 class Bell(Protocol):
     """Who wants to hear of changes."""
 
     def ring(self) -> bool:
         """By a thread of the store's. False: not now, ring again soon."""
+
+    def is_wanted(self) -> bool:
+        """Does anybody wait for it? Never blocks."""
