@@ -366,7 +366,7 @@ class _Locks(_Lookout):
         how, turn.granted = turn.granted, False  # once: a task whose loop is closed may still be unwound
         if turn.reads and how:
             how.leave()
-        elif how:
+        elif how and turn.lock.task is turn.task:  # else it was found gone, and who asks here may be the next owner
             turn.lock._task_give()
 
 

@@ -291,7 +291,8 @@ left.append(left)  # which lives to the very end
 def test_what_a_generator_has_at_the_end_of_the_interpreter_goes_in_silence() -> None:
     command = [sys.executable, "-c", LEFT_OPEN]
     done = subprocess.run(command, capture_output=True, text=True, timeout=delays.HANG, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("running without the C extension")]
+    assert (done.returncode, done.stdout, said) == (0, "", [])
 
 
 def read(link: procs.Link) -> None:
