@@ -27,28 +27,12 @@ static int take_by_name(PyObject *lock, PyObject *obj, const Label *method, uint
     return truth;
 }
 
-/* lock._give_level(level), which notes in that list what it gives back before it does.  A signal's handler that raises may
- * have come before that, or in the middle: so it is called again, and the first exception is the one that is raised.  Not
- * after a NotOwnerError, which is the only AssertionError here. */
-static PyObject *give_level(PyObject *lock) {
-    PyObject *level = PyList_New(0), *type, *error, *trace;
-    if (!level) return NULL;
-    PyObject *result = PyObject_CallMethod(lock, "_give_level", "(O)", level);
-    if (!result && !PyErr_ExceptionMatches(PyExc_AssertionError)) {
-        PyErr_Fetch(&type, &error, &trace);
-        Py_XDECREF(PyObject_CallMethod(lock, "_give_level", "(O)", level));
-        PyErr_Restore(type, error, trace);
-    }
-    Py_DECREF(level);
-    return result;
-}
-
-/* A level is given back: 0, or -1 and an exception.  One that is there already stays, and becomes the context of what a
- * commit raises; it takes the place of a NotOwnerError. */
+/* lock.release(): 0, or -1 and an exception.  One that is there already stays, and becomes the context of what a commit
+ * raises; it takes the place of a NotOwnerError, which is the only AssertionError here. */
 static int give_by_name(PyObject *lock) {
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
-    PyObject *result = give_level(lock);
+    PyObject *result = PyObject_CallMethod(lock, "release", NULL);
     if (type && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_AssertionError)) PyErr_Clear();
     restore_before(type, error, trace);
     Py_XDECREF(result);

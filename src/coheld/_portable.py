@@ -1,8 +1,7 @@
 """What _native exports, in Python: for where there is no C extension.
 
-What it cannot give: a signal's handler runs where a function of ours begins, so one that raises as release or __exit__
-begins has come before that. The lock then stays with its thread, that level of it, until that releases it, or ends. All
-else is undone, or brought to its end: in a try of whoever has called, as what is called may not have begun.
+What it cannot give: an interrupt may land between two bytecodes of ours, after a lock is taken and before the call
+that it was taken for has begun. The lock then stays with its thread until that releases it, or ends.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 from .errors import NotOwnerError
 from .process import at_fork
-from .waiting import FOREVER, patience, seconds_of, surely
+from .waiting import FOREVER, patience, seconds_of
 
 RECOVERING, REMOVED, CREATED, WARDED, GUARDED, READERS = 1, 2, 4, 8, 16, 64
 LAYOUT_VERSION, HEADER_SIZE = 1, 4096
@@ -105,30 +104,21 @@ class LockableBase:
         and must release it as often. A signal's handler runs at once; if it raises, the lock is not held.
         """
         wait = patience(blocking, timeout) if block is _MISSING else patience(block, timeout)
-        taken: bool = lock_of(self)._take(self, "", None if wait == FOREVER else wait)
-        return taken  # no call in between, where a signal's handler might raise
+        return bool(lock_of(self)._take(self, "", None if wait == FOREVER else wait))
 
     def release(self) -> None:
         """Give one level of the lock back; never blocks.
 
         Raises NotOwnerError, an AssertionError and a RuntimeError, if the calling thread does not hold it.
         """
-        level: list[Any] = []
-        try:
-            lock_of(self)._give_level(level)
-        except BaseException as error:
-            surely(lambda: lock_of(self)._give_level(level), error)
+        lock_of(self).release()
 
     def __enter__(self) -> Any:
         lock_of(self)._take(self, "", None)
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        level: list[Any] = []
-        try:
-            lock_of(self)._give_level(level)
-        except BaseException as error:
-            surely(lambda: lock_of(self)._give_level(level), error)
+        lock_of(self).release()
 
 
 class SemaphoreBase:

@@ -271,12 +271,9 @@ def run(steps: Steps[T], lock: Mutex) -> T:
             act = partial(steps.throw, error)  # a signal's handler has, and they see it where they wait
 
 
-def surely(act: Callable[[], None], interrupted: BaseException | None = None) -> None:
-    """act(), and again where an interrupt has broken it off, which is raised after that: nothing is lost by that.
-
-    interrupted: what has broken it off already, by whoever called it himself: this function may be interrupted as well
-    before it does anything.
-    """
+def surely(act: Callable[[], None]) -> None:
+    """act(), and again where an interrupt has broken it off, which is raised after that: nothing is lost by that."""
+    interrupted: BaseException | None = None
     for _ in range(100):  # what raises each time is no interrupt
         try:
             act()

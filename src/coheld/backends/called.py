@@ -21,7 +21,7 @@ from ..errors import NotOwnerError
 from ..native import READERS
 from ..observing import observed
 from ..process import at_fork
-from ..waiting import FOREVER, left, naps, surely
+from ..waiting import FOREVER, left, naps
 from . import beside, claims, waiters
 from .record import Cell
 from .tally import Tally
@@ -71,8 +71,7 @@ class InTask:
             self.register.leave(self)
 
     def __del__(self) -> None:
-        if getattr(self, "register", None) is not None:  # else it was never in, or an interrupt has left it half made
-            self.leave()
+        self.leave()
 
 
 class InThread(InTask):
@@ -118,8 +117,7 @@ class Shared(_Half):
         _named: tuple[Any, Any]
 
         def _place(self) -> Cell: ...
-        def _release(self, claim: claims.Claim, depth: int) -> None: ...
-        def _give_level(self, level: list[Any]) -> None: ...
+        def _release(self, claim: claims.Claim) -> None: ...
         def _hold(self) -> claims.Claim | None: ...
         def _hold_of(self, caller: claims.Caller) -> claims.Claim | None: ...
         def _take(
@@ -177,7 +175,7 @@ class Shared(_Half):
             claim = self._owners.get(0)
             if claim is None or claim.dead or claim.leaving or not claim.is_abandoned():
                 self._not_owner()
-        self._release(claim, claim.depth)
+        self._release(claim)
 
     def _task_deepen(self, levels: int, /) -> None:
         claim = self._hold()
@@ -264,17 +262,15 @@ class Shared(_Half):
             raise
 
     def _queue_to_read(self, obj: object, method: str, timeout: float | None, place: InTask) -> Any:
-        mine, give_back = self._mine(), partial(self._give_level, [])
+        mine = self._mine()
         if not self._take(obj, method, timeout, None, True):
             return None
         if mine:
             return self  # a level more
         try:
-            self._read_on(place)
-            give_back()
-        except BaseException as error:
-            surely(give_back, error)
-        return place
+            return self._read_on(place)
+        finally:
+            self.release()
 
     def _read_on(self, place: InTask | None = None) -> InTask:
         """By the owner: this process has one reader more, at that place, or a new one of a task."""

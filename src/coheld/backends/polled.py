@@ -31,7 +31,7 @@ from .. import observing
 from ..errors import TooManyLocksError
 from ..native import READERS, RECOVERING, REMOVED, WARDED
 from ..process import start_of, thread_runs
-from ..waiting import FOREVER, LONGEST_NAP, Patience, left, naps, patience, surely
+from ..waiting import FOREVER, LONGEST_NAP, Patience, left, naps, patience
 from . import claims, waiters
 from .base import Handle, Resource
 from .called import Shared
@@ -176,31 +176,14 @@ class Polled(Stateful, Shared, Handle):
 
     def release(self) -> None:
         """As Lockable.release."""
-        level: list[Any] = []
-        try:
-            self._give_level(level)
-        except BaseException as error:
-            surely(partial(self._give_level, level), error)
+        claim = self._hold()
+        if claim is None:
+            self._not_owner()
+        self._release(claim)
 
-    def _give_level(self, level: list[Any]) -> None:
-        """One is given back; level: which that is, from before anything is done, for who is interrupted, and calls this
-        again with it.  No call stands between what is done and the note of it."""
-        if not level:
-            claim = self._hold()
-            if claim is None:
-                self._not_owner()
-            level += claim, claim.depth
-        self._release(*level)
-
-    def _release(self, claim: claims.Claim, depth: int) -> None:
-        """The level of that depth, if it is still there."""
-        if depth > 1:
-            claim.depth = depth - 1
-            claim.cell.depth = depth - 1
-        elif self._forks != claims.forks() or self._owners.get(0) is not claim:
-            return
-        elif claim.leaving:
-            self._leave(claim)
+    def _release(self, claim: claims.Claim) -> None:
+        if claim.depth > 1:
+            claim.depth = claim.cell.depth = claim.depth - 1
         else:
             try:
                 self._commit()
@@ -264,22 +247,6 @@ class Polled(Stateful, Shared, Handle):
     ) -> bool:
         """As _take; observers do not hear of it."""
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
-        try:
-            return self._take_by(deadline, timeout, obj, method, stop, reads, keep)
-        except BaseException:
-            self._drop_rest()
-            raise
-
-    def _take_by(
-        self,
-        deadline: float,
-        timeout: float | None,
-        obj: Any,
-        method: str,
-        stop: bytearray | None,
-        reads: bool,
-        keep: bool,
-    ) -> bool:
         while True:
             if (claim := self._hold()) is not None:
                 return self._again(claim)
@@ -292,12 +259,6 @@ class Polled(Stateful, Shared, Handle):
             if held is not None:
                 return held
 
-    def _drop_rest(self) -> None:
-        """After an interrupt: a claim of the caller's that has not become a hold, or is none any more."""
-        claim = self._owners.get(0)
-        if claim is not None and not claim.dead and claim.over(claims.this_caller().mark):
-            (self._leave if claim.leaving else self._drop)(claim)
-
     def _take_and_tell(self, obj: Any, method: str, timeout: float | None, tried: bool, keep: bool = False) -> bool:
         """As _take.  A try first, as every take begins with one; but not past those who have waited for long."""
         waits, begun = timeout is None or timeout > 0, 0.0
@@ -308,17 +269,18 @@ class Polled(Stateful, Shared, Handle):
             got = self._take_untold(obj, method, timeout, keep=keep)
             if not got:
                 self._tell_timed_out()
-        if not got:
-            return False
+        claim = self._hold()
+        if not got or claim is None or claim.depth > 1:
+            return got
         try:
-            claim = self._hold()
-            if claim is not None and claim.depth == 1:
-                claim.told = True
-                self._tell_taken(obj, time.monotonic() - begun if begun else 0.0, tried)
-                if self._hold() is not claim:  # an observer has forked, and this is the child
-                    self._not_owner()
-        except BaseException as error:
-            surely(partial(self._give_level, []), error)
+            claim.told = True
+            self._tell_taken(obj, time.monotonic() - begun if begun else 0.0, tried)
+            if self._hold() is not claim:  # an observer has forked, and this is the child
+                self._not_owner()
+        except BaseException:
+            if self._hold() is claim:
+                self._release(claim)
+            raise
         return True
 
     def _observe(self, obj: object, waited: float, /) -> None:
@@ -330,8 +292,8 @@ class Polled(Stateful, Shared, Handle):
     def _again(self, claim: claims.Claim) -> bool:
         if claim.depth >= _DEEPEST:
             self._too_deep()
-        claim.cell.depth = claim.depth + 1
-        claim.depth += 1  # last, and no call after it: what an interrupt breaks off before is no level more
+        claim.depth += 1
+        claim.cell.depth = claim.depth
         return True
 
     def _try(self) -> claims.Claim | None:
@@ -414,7 +376,7 @@ class Polled(Stateful, Shared, Handle):
 
     def _leave(self, claim: claims.Claim) -> None:
         claim.leaving = True  # interrupted from here on, it is the next try of this thread that goes on
-        if self._owners.get(0) is claim and claim.locked:  # else it is a second try, and may be another process's
+        if self._owners.get(0) is claim:
             claim.cell.depth = 0
         self._drop(claim)
 
@@ -493,7 +455,6 @@ class Polled(Stateful, Shared, Handle):
             claim.depth = 1
             if self._owners.get(0) is not claim:  # a signal's handler came between, and had it
                 claim.depth = 0
-                claim.let_go()
                 return None
             cell.depth = 1
             if dead is None and not cell.flags & (RECOVERING | REMOVED | WARDED | READERS) and cell.since < self._check:
@@ -502,7 +463,9 @@ class Polled(Stateful, Shared, Handle):
         except BaseException:
             if self._hold() is claim:
                 self._give(claim)
-            raise  # and _drop_rest has what is no hold
+            elif self._owners.get(0) is claim:
+                self._drop(claim)
+            raise
 
     def _settle(
         self, claim: claims.Claim, obj: Any, dead: Any, deadline: float, stop: bytearray | None, reads: bool

@@ -123,12 +123,6 @@ class Remote(_Base):
     def __exit__(self, *_exception: object) -> None:
         self.release()
 
-    def _give_level(self, begun: list[Any]) -> None:
-        """As of every lock; once it has begun, not again: an interrupt may leave a level of it, see Capabilities."""
-        if not begun:
-            begun += [True]
-            self.release()
-
     def release(self) -> None:
         """As Lockable.release; the last level asks the store, and blocks for that."""
         if not (self.attached and self._mine()):

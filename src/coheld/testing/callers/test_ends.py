@@ -5,15 +5,11 @@ import asyncio
 import gc
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from functools import partial
-from types import CodeType, FrameType
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -22,8 +18,7 @@ import coheld
 from coheld import Lockable, Pool, Semaphore
 from coheld.ledger import Ledger
 from coheld.pool import Lease
-from coheld.testing.contract import killpoints
-from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back, is_free, where
+from coheld.testing.contract.observe import CAPABILITIES, elsewhere, give_all_back, where
 from coheld.testing.support import delays, effort, procs
 
 
@@ -190,75 +185,6 @@ def test_an_interrupted_reading_task_is_counted_out_wherever_a_signal_comes(rng:
         asyncio.run(main())
     finally:
         signal.signal(signal.SIGALRM, before)
-
-
-class Chances:
-    """A profiler: raises at the given one of the places of coheld where Python runs a signal's handler, as a function
-    begins and as one in C has returned.  Of loops the first rounds count."""
-
-    def __init__(self, number: int) -> None:
-        self.left, self.place = number, ""
-        self.visits: Counter[tuple[CodeType, int]] = Counter()
-
-    def __call__(self, frame: FrameType, event: str, _arg: object) -> None:
-        code = frame.f_code
-        ours = code.co_filename.startswith(killpoints.PACKAGE) and not code.co_filename.startswith(killpoints.TESTS)
-        if not ours or event not in ("call", "c_return"):
-            return
-        self.visits[code, frame.f_lasti] += 1
-        self.left -= self.visits[code, frame.f_lasti] <= killpoints.TIMES
-        if not self.left:
-            sys.setprofile(None)
-            self.place = f"{event} {code.co_qualname}:{frame.f_lineno}"
-            raise Interrupt
-
-
-def interrupted_at_each_chance(act: Callable[[], object]) -> Iterator[str]:
-    """Yields where, after each time."""
-    for number in effort.steps():
-        assert number < killpoints.MOST
-        chances = Chances(number)
-        with suppress(Interrupt):
-            sys.setprofile(chances)
-            act()
-            sys.setprofile(None)
-        if not chances.place:
-            return
-        yield chances.place
-
-
-def twice(bed: Bed) -> None:
-    with bed, bed:
-        pass
-
-
-def by_hand(bed: Bed) -> None:
-    bed.acquire()
-    bed.release()
-
-
-def read_in_it(bed: Bed) -> None:
-    with bed:
-        bed.read()
-
-
-BEGINS = re.compile(r"call (LockableBase\.(release|__exit__)|Polled\.release):")
-"""Of the end, in Python: what comes there has come before that, and a level is left, see Capabilities."""
-
-
-@where("files")
-@where("readers")
-@pytest.mark.parametrize("way", [twice, by_hand, Bed.write, Bed.read, read_in_it])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a reading call's end, interrupted
-def test_an_interrupt_at_any_chance_leaves_the_lock_free(way: Callable[[Bed], None]) -> None:
-    bed = Bed()
-    way(bed)
-    bed.read()
-    for place in interrupted_at_each_chance(partial(way, bed)):
-        if BEGINS.match(place):
-            bed.release()
-        assert is_free(bed), place
-        assert not bed.__lock__.readers.counts(), place
 
 
 def test_an_interrupt_right_after_it_was_given_back_is_no_misuse(monkeypatch: pytest.MonkeyPatch) -> None:
