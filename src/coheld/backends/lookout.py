@@ -28,7 +28,7 @@ from ..errors import CoheldError, DeadlockError
 from ..process import at_fork
 from ..waiting import FOREVER, TOLD_AFTER
 from . import waiters
-from .tasking import when_closed
+from .tasking import current_task, when_closed
 from .waiters import deadlock
 
 if TYPE_CHECKING:
@@ -366,7 +366,7 @@ class _Locks(_Lookout):
         how, turn.granted = turn.granted, False  # once: a task whose loop is closed may still be unwound
         if turn.reads and how:
             how.leave()
-        elif how and turn.lock.task is turn.task:  # else it was found gone, and who asks here may be the next owner
+        elif how and (current_task() is turn.task or not turn.lock._mine()):  # else who unwinds it is the next owner
             turn.lock._task_give()
 
 
