@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from asyncio import CancelledError
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
@@ -77,6 +77,20 @@ def leave_for(obj: object, task: Any) -> None:
     _act_for(task, lock, lock._task_give)
 
 
+@contextmanager
+def _given_back(lock: Any, task: Any) -> Iterator[None]:
+    """The body is that task's, which has the lock; one level of it goes back at the end, however that comes."""
+    try:
+        yield
+    except GeneratorExit:
+        _act_for(task, lock, lock._task_give)
+        raise
+    except BaseException:
+        lock._task_give()
+        raise
+    lock._task_give()
+
+
 def _act_for(task: Any, lock: Any, act: Callable[[], object]) -> None:
     """By who destroys a coroutine in which that task has taken the lock: act() is its end.  That may be the collector,
     in whichever task or thread has the lock by now.  Another task of the loop, as closes what an async generator has
@@ -84,7 +98,7 @@ def _act_for(task: Any, lock: Any, act: Callable[[], object]) -> None:
     given back: that counts as an owner's death, and lets others in already."""
     running = tasking.current_task()
     with suppress(NotOwnerError):
-        if running is task:
+        if running is task and task is not None:  # of none nothing is known: a thread may have the lock
             act()
         elif lock.task is task and not task.done() and tasking.running_loop() is (loop := task.get_loop()):
             if running is not None:
@@ -100,17 +114,11 @@ def _act_for(task: Any, lock: Any, act: Callable[[], object]) -> None:
 
 async def _give(lock: Any) -> None:
     """One level back.  A store is told of the last one by a thread, and the loop goes on meanwhile."""
-    if lock.far:
-        task = lock.task
-        try:
-            await _depart(lock, lock.away.departure(loud=True))
-        except GeneratorExit:
-            _act_for(task, lock, lock._task_give)
-            raise
-        except BaseException:
-            lock._task_give()
-            raise
-    lock._task_give()
+    if not lock.far:
+        lock._task_give()
+        return
+    with _given_back(lock, lock.task):
+        await _depart(lock, lock.away.departure(loud=True))
 
 
 async def _depart(lock: Any, work: Callable[[], object] | None) -> None:
@@ -235,16 +243,8 @@ def _reading(fn: Any, label: bytes, seconds: float) -> Any:
         if how is None:
             lock._timed_out(seconds)
         if how is lock:  # the task has it for itself
-            try:
-                result = await fn(self, *args, **kwargs)
-            except GeneratorExit:
-                _act_for(task, lock, lock._task_give)
-                raise
-            except BaseException:
-                lock._task_give()
-                raise
-            lock._task_give()
-            return result
+            with _given_back(lock, task):
+                return await fn(self, *args, **kwargs)
         readers = tasking.reading.setdefault(lock, tasking.Readers())
         try:
             readers.setdefault(task, WeakSet()).add(how)
@@ -333,15 +333,8 @@ async def _take_permit(semaphore: Any, deadline: float) -> bool:
     patience = semaphore._patience()
     if not await _take(gate, semaphore, b"", deadline):
         return False
-    try:
+    with _given_back(gate, task):
         taken: bool = await serve(semaphore._steps(deadline, patience), semaphore._lock)
-    except GeneratorExit:
-        _act_for(task, gate, gate._task_give)
-        raise
-    except BaseException:
-        gate._task_give()
-        raise
-    gate._task_give()
     return taken
 
 
