@@ -21,8 +21,9 @@ from .store import Alarm, Change, Store, number_of
 if TYPE_CHECKING:
     from .away import Grant
 
-KEPT = 0.5
-"""For how long a grant that is kept for who waits here is left alone, seconds: who can come has it in moments."""
+KEPT = 0.25
+"""For how long a grant that is kept for who waits here is left alone, seconds: who can come has it in moments.  With
+the time between two looks at it, less than the bound of a hand-over (engine.capabilities)."""
 _TRIMS = 10.0
 """How often connections are looked at that nobody uses, seconds."""
 _PATIENCE = 30.0
