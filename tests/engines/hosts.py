@@ -35,6 +35,11 @@ class Counter(Lockable):
         self.value += 1
         return self.value
 
+    @Lockable.locked
+    def make_more(self) -> int:
+        self.made += 1
+        return self.made
+
     @Lockable.locked(when=lambda counter: counter.value >= 1)
     def take(self) -> float:
         self.value -= 1
@@ -96,6 +101,7 @@ LOG: list[str] = []
 HEARD: list[str] = []
 ACTS: dict[str, Callable[..., Any]] = {
     "add": Counter.add,
+    "make more": Counter.make_more,
     "take": Counter.take,
     "take after a wait": Counter.take_after_a_wait,
     "put": Counter.put,

@@ -39,13 +39,22 @@ class Register(ABC):
 
 
 class Shared(Lockable):
+    """The register, and two counts that take turns: each commit changes one, and leaves the other as it was."""
+
     value: int = shared(INITIAL)
+    odd: int = shared(0)
+    even: int = shared(0)
 
     @Lockable.locked(timeout=PATIENCE)
     def commit(self, operation: Operation, work: Work) -> None:
         fresh = operation.intend(self.value, coheld.token(self))
         work()
+        if self.odd == self.even:
+            self.odd += 1
+        else:
+            self.even += 1
         self.value = fresh
+        assert 0 <= self.odd - self.even <= 1, (self.odd, self.even)
 
 
 class Coheld(Register):

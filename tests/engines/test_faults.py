@@ -20,7 +20,7 @@ from coheld.backends import postgresql, redis, renewing
 from coheld.backends.store import Ask, Change, Granted, Known, number_of
 from coheld.testing.support import delays, procs, states
 from engines import servers
-from engines.hosts import LEASE, Counter, Host, Start, through, wait_until_waiting
+from engines.hosts import LEASE, Counter, Host, Start, host, through, wait_until_waiting
 from engines.proxy import Proxy
 
 ENGINES = {servers.Valkey: redis.engine, servers.Postgresql: postgresql.engine}
@@ -56,6 +56,22 @@ def proxy(server: servers.Server) -> Iterator[Proxy]:
 def test_hosts_in_turn_see_what_the_other_has_written(server: servers.Server, start: Start) -> None:
     hosts = start(server.url()), start(server.url())
     assert [one.do("add") for _ in range(3) for one in hosts] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_process_sees_what_its_own_host_has_written_before_another_wrote_a_field(
+    server: servers.Server, start: Start, tmp_path: Path
+) -> None:
+    """Its host's copy of the state has the one from here, and gets the other from the server."""
+    one, other = start(server.url()), start(server.url())
+    with procs.start(host, tmp_path / "host-0", f"{server.url()}?lease={LEASE}") as beside:
+        beside.expect("ready")
+        for turn in range(1, 6, 2):
+            assert one.do("add") == turn
+            beside.tell(("add",))
+            assert beside.hear() == turn + 1
+            assert other.do("make more") == turn // 2 + 2
+        assert one.do("add") == 7
+        beside.kill()
 
 
 @pytest.mark.parametrize("take", ["take", "take after a wait"])
