@@ -8,22 +8,15 @@ import coheld
 from coheld.testing.support import procs
 
 PACKAGE = Path(coheld.__path__[0])
-BUDGET = 0.060  # seconds of one processor, at the best of several times
-PEER = 0.033  # what asyncio takes where and when that was promised: who takes longer for it, may for us
-TIMES = 12
+OWN, PYTHONS = 30, 60
+"""How many modules it may bring, of its own and of Python's: what its time is made of, which bench/rows/importing.py
+measures. Whoever needs one more sees what that one costs."""
 
 NEW_MODULES = """
 import sys
 before = set(sys.modules)
 import coheld
 print(*sorted(set(sys.modules) - before))
-"""
-
-COST = """
-import time
-begun = time.process_time()
-import {}
-print(time.process_time() - begun)
 """
 
 QUIET = """
@@ -55,19 +48,9 @@ def test_it_does_not_import_the_tests() -> None:
     assert not {name for name in new_modules() if name.startswith("coheld.testing")}
 
 
-def cost(module: str) -> float:
-    return float(procs.run(COST.format(module)))
-
-
-def test_it_is_quick() -> None:
-    """Within the budget. On a busy machine caches are shared, and all takes longer: then by asyncio."""
-    ours, peers = [], []
-    for _ in range(TIMES):
-        if (taken := cost("coheld")) <= BUDGET:
-            return
-        ours.append(taken)
-        peers.append(cost("asyncio"))
-    assert min(ours) / min(peers) <= BUDGET / PEER, (ours, peers)
+def test_it_brings_few_modules() -> None:
+    own = {name for name in new_modules() if name.partition(".")[0] == "coheld"}
+    assert len(own) <= OWN and len(new_modules() - own) <= PYTHONS, sorted(new_modules())
 
 
 def test_it_opens_nothing_starts_nothing_and_makes_no_file(coheld_dir: Path) -> None:
