@@ -252,7 +252,8 @@ def hanging(tmp_path: Path) -> Callable[[str], str]:
 @pytest.mark.parametrize("method", procs.METHODS)
 def test_a_hang_dumps_the_stacks_of_all_processes_and_ends_the_run(hanging: Callable[[str], str], method: str) -> None:
     stacks = hanging(f"test_that_hangs[{method}]")
-    assert f"HANG in test_hanging.py::test_that_hangs[{method}]" in stacks
+    assert f"HANG in test_hanging.py::test_that_hangs[{method}]: the stacks" in stacks
+    assert stacks.rstrip().endswith(f"=== that was the HANG in test_hanging.py::test_that_hangs[{method}] ===")
     assert "in hang_in_the_child" in stacks, stacks
     assert "in test_that_hangs" in stacks, stacks
 

@@ -88,6 +88,7 @@ def report_and_kill(target: int, name: str) -> None:
         _show_captured(target)
         _say(f"=== the test process {target} ===")
         _abort(target, sleeps_in[target])
+        _say(f"=== that was the HANG in {name} ===")  # again, for who sees the end of a log
     finally:  # whatever happens to our output, nobody stays
         for pid in [*below, target]:
             _kill(pid, signal.SIGKILL)
