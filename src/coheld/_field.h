@@ -98,11 +98,7 @@ static PyObject *view_py_flip(View *self, PyObject *word) {
         PyErr_SetString(PyExc_RuntimeError, "a commit without the lock");
         return NULL;
     }
-    /* The values are of the new word if they were of the former one, which others of this host may have moved since.
-     * One in another file has to be mapped first. */
-    int fresh = self->word == LOAD(&self->cell->version) && GENERATION(next) == self->in.generation;
-    __atomic_store_n(&self->cell->version, next, __ATOMIC_RELEASE);
-    if (fresh) self->word = next;
+    __atomic_store_n(&self->cell->version, next, __ATOMIC_RELEASE); /* view_refresh looks which values are of that */
     Py_RETURN_NONE;
 }
 

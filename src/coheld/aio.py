@@ -121,11 +121,16 @@ async def _give(lock: Any) -> None:
         await _depart(lock, lock.away.departure(loud=True))
 
 
+def _done_by_thread(lock: Any, work: Callable[[], T]) -> asyncio.Future[T]:
+    """By one of the store's.  Those of the loop may all be busy with calls that wait for just this lock."""
+    return asyncio.wrap_future(lock.away.store.done_by_thread(work))
+
+
 async def _depart(lock: Any, work: Callable[[], object] | None) -> None:
     """By the owner.  Cancelled, it waits on: what the store is told cannot be taken back."""
     if work is None:
         return
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    future = _done_by_thread(lock, work)
     cancelled = None
     while not future.done():
         try:
@@ -141,11 +146,11 @@ async def _depart(lock: Any, work: Callable[[], object] | None) -> None:
         raise cancelled
 
 
-async def by_thread(work: Callable[[], T], undo: Callable[[T], object] = id) -> T:
-    """What work() returns or raises, in a thread of the loop's.  Cancelled, or destroyed, it works on to its end; undo:
-    called with what came of it then, by whichever thread; never blocks."""
+async def by_thread(lock: Any, work: Callable[[], T], undo: Callable[[T], object] = id) -> T:
+    """What work() returns or raises, in a thread: it asks the store of that lock.  Cancelled, or destroyed, it works on
+    to its end; undo: called with what came of it then, by whichever thread; never blocks."""
     errand = _Errand(work, undo)
-    future = asyncio.get_running_loop().run_in_executor(None, errand.run)
+    future = _done_by_thread(lock, errand.run)
     cancelled = None
     try:
         while not future.done():
@@ -373,7 +378,7 @@ async def _come_of(step: waiting.Step, lock: Any) -> Any:
     if isinstance(step, waiting.Attempt):
         return await _attempt(step.semaphore, step.deadline)
     if isinstance(step, waiting.Inquiry):
-        return await by_thread(step.ask, step.undo)
+        return await by_thread(lock, step.ask, step.undo)
     if isinstance(step, waiting.Depart):
         return await _depart(lock, lock.away.departure(step.loud, suspends=True))
     cancelled = None

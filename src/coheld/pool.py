@@ -141,17 +141,19 @@ class Lease(Generic[R]):
 
         ledger, deadline = self._begin()
         try:
-            if native.lock_of(ledger).far:
+            lock = native.lock_of(ledger)
+            if lock.far:
                 number = self._drawn()
-                self._client = await aio.by_thread(partial(enrol, number, ledger), lambda _client: lost.end(number))
+                enrols = partial(enrol, number, ledger)
+                self._client = await aio.by_thread(lock, enrols, lambda _client: lost.end(number))
             if not await aio.acquire(ledger, moments(ledger, deadline)):
                 raise LockTimeout
             try:
-                self._key = await aio.serve(self._steps(deadline), native.lock_of(ledger))
+                self._key = await aio.serve(self._steps(deadline), lock)
             except GeneratorExit:  # it is destroyed where it waits, without the ledger, which whoever runs now may have
                 raise
             except BaseException:
-                if native.lock_of(ledger)._mine():
+                if lock._mine():
                     await aio.leave(ledger)
                 raise
             await aio.leave(ledger)

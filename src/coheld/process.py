@@ -6,7 +6,8 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _TASKS = "/proc/self/task"  # where there is one
 
@@ -170,13 +171,20 @@ def keep_signals() -> None:
 
 def start(thread: threading.Thread) -> None:
     """Of coheld's own."""
-    if sys.platform == "win32" or not _Threads.deaf:
+    with starting():
         thread.start()
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Threads that begin in the body are coheld's own."""
+    if sys.platform == "win32" or not _Threads.deaf:
+        yield
         return
     import signal  # takes its time, and who switches this on has it
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        thread.start()  # with the mask of who starts it
+        yield  # they begin with the mask of who starts them
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

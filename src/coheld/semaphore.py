@@ -120,7 +120,7 @@ class Semaphore(native.SemaphoreBase):
             return
         from . import aio
 
-        await aio.by_thread(self.release)
+        await aio.by_thread(self._lock, self.release)
 
     def __repr__(self) -> str:
         if self._lock is None or not (self._lock.attached if self._lock.far else self._lock.readers):

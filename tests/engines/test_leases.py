@@ -278,3 +278,29 @@ def test_a_server_that_is_away_is_tried_only_while_somebody_wants_to_hear(
         listener.end()
         store.close()
     assert not listener.is_alive()
+
+
+def test_a_lock_that_is_given_back_in_order_is_not_said_to_be_lost(
+    valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who renews asks while the answer of the release is on its way."""
+    release, renew = RedisServer.release, RedisServer.renew
+    asked: list[bool] = []
+
+    def renews(self: RedisServer, *args: Any) -> bool:
+        asked.append(kept := renew(self, *args))
+        return kept
+
+    def releases(self: RedisServer, *args: Any) -> int | None:
+        version = release(self, *args)
+        states.wait_until(lambda: False in asked, "it is asked for")
+        time.sleep(delays.SHORT)  # nothing is to come of that
+        return version
+
+    mine, heard = bed(valkey), list[LeaseLostError]()
+    coheld.when_lost(mine, heard.append)
+    monkeypatch.setattr(RedisServer, "renew", renews)
+    monkeypatch.setattr(RedisServer, "release", releases)
+    with mine:
+        pass
+    assert not heard

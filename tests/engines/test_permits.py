@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,38 @@ def a_wait_by_another_lease(link: procs.Link, url: str) -> list[int]:
 def test_a_wait_by_another_lease_that_is_given_up_takes_no_permit(valkey: servers.Valkey) -> None:
     with procs.start(a_wait_by_another_lease, valkey.url()) as process:
         assert process.result() == [0, 1]
+
+
+def shared_by(kind: str) -> Any:
+    """Something that one at a time may have: by `with` and by `async with`."""
+    if kind == "lock":
+        return coheld.Lockable(lock_name="bed")
+    return Semaphore(1, "slots") if kind == "semaphore" else Pool(["a"], name="lab").lease
+
+
+@pytest.mark.parametrize("kind", ["lock", "semaphore", "pool"])
+def test_its_end_in_a_task_does_not_wait_for_the_loops_threads(
+    kind: str, valkey: servers.Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which all wait for that end."""
+    monkeypatch.setenv("COHELD_BACKEND", valkey.url())
+
+    def use(one: Any) -> bool:
+        with one() if kind == "pool" else one:
+            return True
+
+    async def main() -> bool:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        one = shared_by(kind)
+        async with one() if kind == "pool" else one:
+            waits = asyncio.ensure_future(asyncio.to_thread(use, one))
+            await asyncio.sleep(0)  # it has the loop's one thread
+        return await waits
+
+    try:
+        assert asyncio.run(asyncio.wait_for(main(), delays.LONG))
+    finally:
+        end_threads()
 
 
 def test_a_name_is_not_removed_while_another_host_has_a_permit(

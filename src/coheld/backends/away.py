@@ -41,13 +41,15 @@ _who = msgspec.msgpack.Decoder(tuple[str, int, int, int, str, str, float]).decod
 
 
 class Grant:
-    """What the owner has.  lost: what it is told, once that is known."""
+    """What the owner has.  lost: what it is told, once that is known.  leaves: it is being given back, and a store that
+    does not know it any more has it back."""
 
-    __slots__ = ("lost", "nonce", "settled", "token", "until")
+    __slots__ = ("leaves", "lost", "nonce", "settled", "token", "until")
 
     def __init__(self, nonce: bytes, token: int, until: float) -> None:
         self.nonce, self.token, self.until = nonce, token, until
         self.lost: LeaseLostError | None = None
+        self.leaves = False
         self.settled = False  # a crash of the store cannot make it forget the token
 
 
@@ -300,7 +302,7 @@ class Away:
             memo.forget_state()
         if keep is None:
             memo.pause()
-            self.between = True
+            self.between = grant.leaves = True
         change = Change(grant.nonce, number_of(grant.nonce), payload, keep, loud, self.recovers, made or self.makes)
         begun = time.monotonic()
         try:
@@ -553,6 +555,7 @@ class Away:
         """By the owner: the store has nothing of it any more, and the grant is over. Raises: LeaseLostError: nothing
         was changed.  BackendError: it may have been."""
         grant = self.mine()
+        grant.leaves = True
         if self.memo is not None:
             self.memo.pause()  # killed from here on: nobody takes what is gone for this host's
         try:

@@ -171,7 +171,7 @@ class _Renewer:
             return False
         if kept:
             away.renewed(grant, begun + away.lease)
-        elif away.grant is grant:
+        elif away.grant is grant and not grant.leaves:
             away.lose(grant, "another has had it since")
         return True
 

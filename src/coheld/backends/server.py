@@ -16,12 +16,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..errors import BackendError, IncompatibleError
-from ..process import start
+from ..process import start, starting
 from ..waiting import FOREVER
 from .store import Alarm, Bell, Found, Known, Store
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+T = TypeVar("T")
 
 EPOCH = 1_704_067_200_000_000
 """2024, microseconds: a token has 51 bits of them, and 12 for the passes of a cohort; that is good until 2095."""
@@ -30,6 +35,8 @@ PATIENCE = 5.0
 connection dead can still try another."""
 HEALTHY = 10
 """A connection that was silent for so long is asked whether it is there, seconds."""
+_ERRANDS = 32
+"""So many threads at most do what tasks ask of a server."""
 _SPARE = 2
 """So many connections stay though nobody uses them."""
 _KEEPS = 64
@@ -65,6 +72,8 @@ class Server(Store):
         self._listener: Listener | None = None
         self._idle: deque[Any] = deque()  # connections that nobody uses now
         self._unused = 0  # of these, since the last look
+        self._errands: Executor | None = None
+        self._busy = 0  # errands that are not done
 
     # -- an engine's ---------------------------------------------------------------------------------------------------
 
@@ -97,9 +106,12 @@ class Server(Store):
         self._listening().add(name)
 
     def close(self) -> None:
-        """Blocks until the thread that hears has ended."""
+        """Blocks until the threads have ended: who hears, and who does errands."""
         with self._guard:
             listener, self._listener = self._listener, None
+            errands, self._errands = self._errands, None
+        if errands is not None:
+            errands.shutdown()
         if listener is not None:
             listener.end()
         self._forget_idle()
@@ -132,6 +144,27 @@ class Server(Store):
                 self._listener = self._listen()
                 start(self._listener)
             return self._listener
+
+    def done_by_thread(self, work: Callable[[], T]) -> Future[T]:
+        from concurrent.futures import ThreadPoolExecutor  # of whom asyncio has loaded most
+
+        with self._guard, starting():
+            if self._errands is None:
+                self._errands = ThreadPoolExecutor(_ERRANDS, "coheld errand")
+            future = self._errands.submit(work)
+            self._busy += 1
+        future.add_done_callback(self._end_errand)
+        return future
+
+    def _end_errand(self, _future: object) -> None:
+        """The threads end with the last one."""
+        with self._guard:
+            self._busy -= 1
+            errands = None if self._busy else self._errands
+            if errands is not None:
+                self._errands = None
+        if errands is not None:
+            errands.shutdown(wait=False)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 

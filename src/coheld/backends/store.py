@@ -16,10 +16,15 @@ from __future__ import annotations
 import _thread
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+T = TypeVar("T")
 UNKNOWN = -1
 """A version that no state has."""
 
@@ -151,6 +156,10 @@ class Store(Protocol):
 
     def remove(self, name: str, nonce: bytes) -> bool:
         """All of it goes, by who has it. Who waits for it has it anew. False: another has had it since."""
+
+    def done_by_thread(self, work: Callable[[], T]) -> Future[T]:
+        """It is called by one of a few threads that are for this alone: none of what they do waits for anything but the
+        store, and for moments."""
 
     def trim(self) -> None:
         """Connections that nobody has used since the last time are closed, but for a few. Never blocks for long."""

@@ -68,10 +68,7 @@ class Plain:
         lock = self.lock()
         if lock is None or not lock._owns(self.cell):
             raise RuntimeError("a commit without the lock")
-        former = self.cell.version
-        self.cell.version = word
-        if self._word_inside == former and generation_of(word) == generation_of(former):
-            self._word_inside = word  # else others of this host have moved it since the values were looked at
+        self.cell.version = word  # _refresh looks which values are of that
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

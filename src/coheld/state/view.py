@@ -446,8 +446,6 @@ class FarView(View):
                 changed[index] = raw
         if changed:
             super()._put_down(changed, made)
-        for index in changed:
-            self._drop(index, True)  # what the owner's cache has is this process's last look, not that
 
     def _fields_of(self, payload: bytes | None) -> dict[str, bytes]:
         """Raises: IncompatibleError: if this class has other fields, or it is no state at all."""
